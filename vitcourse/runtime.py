@@ -1,0 +1,206 @@
+"""Where kernels run: a CUDA GPU, or Triton's interpreter on the CPU.
+
+The choice is made once, when this module is first imported, and it has to come before Triton's own import: Triton
+decorates its standard functions at import time, and they are compiled or interpreted from then on as `TRITON_INTERPRET`
+said at that moment. So `import vitcourse` goes before `import triton`.
+
+    TRITON_INTERPRET unset   a CUDA GPU where PyTorch sees one, else the interpreter
+    TRITON_INTERPRET=1       the interpreter, also on a machine with a GPU
+    TRITON_INTERPRET=0       never the interpreter; with no GPU, kernels can be compiled and not run
+"""
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+_asked = os.environ.get("TRITON_INTERPRET", "").lower()
+INTERPRETER: bool = _asked in ("1", "true", "yes", "on") or (_asked == "" and not torch.cuda.is_available())
+
+if INTERPRETER:
+    os.environ["TRITON_INTERPRET"] = "1"
+    _triton = sys.modules.get("triton.language")
+    if _triton is not None and type(_triton.standard.sum).__name__ != "InterpretedFunction":
+        raise ImportError(
+            "triton was imported before vitcourse, so its standard functions are set up for a GPU, and this process is "
+            "to use the interpreter. Import vitcourse first, or set TRITON_INTERPRET=1 before starting Python."
+        )
+
+import triton  # noqa: E402  (only now: see the docstring)
+
+#: Where tensors given to a kernel have to live.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETER else "cpu")
+
+#: Types a kernel takes. The interpreter computes with NumPy, which has no bfloat16.
+DTYPES = (torch.float32, torch.float16) if INTERPRETER else (torch.float32, torch.float16, torch.bfloat16)
+
+#: Bytes of shared memory that one program may use, by compute capability (CUDA C++ Programming Guide, table
+#: "Technical Specifications per Compute Capability"). Used where no GPU is there to be asked.
+SHARED_MEMORY = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+
+
+def describe() -> str:
+    """One line on where kernels run, with versions: for the top of a notebook or of a table."""
+    versions = f"PyTorch {torch.__version__.split('+')[0]}, Triton {triton.__version__}"
+    if INTERPRETER:
+        return f"Triton's interpreter on the CPU ({versions})"
+    return f"{gpu_name()} ({versions})"
+
+
+def gpu_name() -> str:
+    """The current CUDA device's name, such as "NVIDIA H200"; "no GPU" where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def capability() -> int:
+    """The current CUDA device's compute capability as one number: 90 for sm_90. 0 where kernels do not run on a GPU."""
+    if DEVICE.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that one program may use on the current CUDA device."""
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
+
+
+def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
+    """Refuse tensors that `function`'s kernel cannot take; None stands for an optional tensor that was not given.
+
+    Raises TypeError for something that is no tensor, for a type outside `DTYPES` and for mixed types; ValueError for a
+    tensor on another device than `DEVICE`; NotImplementedError for a tensor whose gradient would be lost.
+    """
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{function}: {name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
+        if tensor.dtype not in DTYPES:
+            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            why = ""
+            if INTERPRETER and tensor.dtype == torch.bfloat16:
+                why = "; Triton's interpreter computes with NumPy, which has no bfloat16, and its results in it are wrong"
+            raise TypeError(f"{function}: {name} has type {str(tensor.dtype).removeprefix('torch.')}; accepted: {accepted}{why}")
+        if tensor.device.type != DEVICE.type:
+            where = "Triton's interpreter, on the CPU" if INTERPRETER else f"the GPU ({gpu_name()})"
+            raise ValueError(f'{function}: {name} is on "{tensor.device}"; this kernel runs on {where}: move it with .to("{DEVICE}")')
+        if tensor.device != first.device:
+            raise ValueError(f'{function}: {name} is on "{tensor.device}" and {first_name} on "{first.device}"; one device is accepted')
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{function}: {name} is {tensor.dtype} and {first_name} is {first.dtype}; one type for all is accepted")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{function}: {name} requires grad, and this kernel has no backward pass yet; "
+                "call it under torch.no_grad() or torch.inference_mode()"
+            )
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """What `tl.dot` is told for its `input_precision`: a float32 product follows torch.get_float32_matmul_precision()."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact or INTERPRETER else "tf32"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One way to launch a kernel: its block sizes by name, warps per program and pipeline stages."""
+
+    blocks: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 3
+
+    def options(self) -> dict[str, int]:
+        """The keyword arguments of a launch, `kernel[grid](..., **config.options())`."""
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+@dataclass
+class Configs:
+    """A kernel's launch configurations, and the choice among them by shape class.
+
+    candidates: what a GPU that nobody has measured searches through, in the order to try.
+    pinned: GPU name, then shape class, to the configuration measured to be the fastest there.
+    shared_bytes: (config, bytes an element) to an upper bound of the shared memory it takes.
+    """
+
+    kernel: str
+    candidates: list[Config]
+    shared_bytes: Callable[[Config, int], int]
+    pinned: Mapping[str, Mapping[str, Config]] = field(default_factory=dict)
+    _found: dict[tuple, Config] = field(default_factory=dict)
+
+    def fitting(self, shared: int, itemsize: int) -> list[Config]:
+        """The candidates that fit `shared` bytes of shared memory."""
+        return [config for config in self.candidates if self.shared_bytes(config, itemsize) <= shared]
+
+    def choose(self, shape_class: str, dtype: torch.dtype, launch: Callable[[Config], None]) -> Config:
+        """The configuration for `shape_class`: pinned, found before, or the fastest of a search that calls `launch`.
+
+        While a CUDA graph is being captured nothing can be timed, so a shape class not seen before gets the first
+        candidate that fits.
+        """
+        pinned = self.pinned.get(gpu_name(), {}).get(f"{shape_class} {dtype.itemsize}")
+        if pinned is not None:
+            return pinned
+        key = (gpu_name(), triton.__version__, self.kernel, shape_class, str(dtype))
+        if key not in self._found:
+            fitting = self.fitting(shared_memory(), dtype.itemsize)
+            if torch.cuda.is_current_stream_capturing():
+                return fitting[0]
+            stored = _read_cache().get(" | ".join(key))
+            options = [config.options() for config in fitting]
+            if stored in options:
+                self._found[key] = fitting[options.index(stored)]
+            else:
+                self._found[key] = _fastest(fitting, launch)
+                _write_cache(" | ".join(key), self._found[key].options())
+        return self._found[key]
+
+
+def _fastest(configs: list[Config], launch: Callable[[Config], None]) -> Config:
+    def time(config: Config) -> float:
+        try:
+            launch(config)
+        except triton.runtime.errors.OutOfResources:
+            return float("inf")
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        times = []
+        for _ in range(10):
+            start.record()
+            launch(config)
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return statistics.median(times)
+
+    return min(configs, key=time)
+
+
+def _cache_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitcourse" / "configs.json"
+
+
+def _read_cache() -> dict:
+    try:
+        return json.loads(_cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache(key: str, options: dict) -> None:
+    # A cache that cannot be written costs a search the next time and nothing else.
+    try:
+        file = _cache_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(_read_cache() | {key: options}, indent=1))
+        os.replace(scratch, file)
+    except OSError:
+        pass
