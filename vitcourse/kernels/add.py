@@ -1,0 +1,102 @@
+"""`add`: element-wise addition with broadcasting.
+
+Two contiguous tensors of one shape are two flat vectors: program p owns elements p * BLOCK to (p + 1) * BLOCK - 1.
+Anything else (broadcast or strided operands) is cut into tiles of rows and columns; a broadcast dimension is one whose
+stride is 0.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..runtime import INTERPRETER, check_tensors
+
+# Elements a program adds. 1,024 are 8 for each of 128 threads: one 16-byte access each in a 16-bit type, two in float32.
+# The interpreter runs programs one after another, so it wants few and large ones.
+BLOCK = 1 << 17 if INTERPRETER else 1024
+TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
+
+
+@triton.jit
+def add_kernel(input_ptr, other_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * BLOCK  # int64: a tensor may hold more than 2^31 elements
+    offsets = start + tl.arange(0, BLOCK)
+    mask = offsets < size  # the last program may reach past the end
+    a = tl.load(input_ptr + offsets, mask=mask)
+    b = tl.load(other_ptr + offsets, mask=mask)
+    tl.store(output_ptr + offsets, a + b, mask=mask)
+
+
+@triton.jit
+def broadcast_add_kernel(
+    input_ptr, other_ptr, output_ptr,
+    rows, columns, size_1, size_2,
+    input_stride_0, input_stride_1, input_stride_2, input_column_stride,
+    other_stride_0, other_stride_1, other_stride_2, other_column_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # The output is (rows, columns) and contiguous; a row is one index triple (i, j, k) of the dimensions before the last.
+    column_blocks = tl.cdiv(columns, BLOCK_COLUMNS)
+    program = tl.program_id(0).to(tl.int64)
+    row = (program // column_blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = (program % column_blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    mask = (row < rows)[:, None] & (column < columns)[None, :]
+    i, j, k = row // (size_1 * size_2), row // size_2 % size_1, row % size_2
+    input_row = i * input_stride_0 + j * input_stride_1 + k * input_stride_2
+    other_row = i * other_stride_0 + j * other_stride_1 + k * other_stride_2
+    a = tl.load(input_ptr + input_row[:, None] + column[None, :] * input_column_stride, mask=mask)
+    b = tl.load(other_ptr + other_row[:, None] + column[None, :] * other_column_stride, mask=mask)
+    tl.store(output_ptr + row[:, None] * columns + column[None, :], a + b, mask=mask)
+
+
+def _collapse(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
+    """Merge neighbouring dimensions that every operand steps through evenly: fewer indices for the kernel to decode."""
+    sizes: list[int] = []
+    merged: list[list[int]] = []  # one list of strides a dimension
+    for size, steps in zip(shape, zip(*strides)):
+        if size == 1:
+            continue
+        if sizes and all(outer == inner * size for outer, inner in zip(merged[-1], steps)):
+            sizes[-1] *= size
+            merged[-1] = list(steps)
+        else:
+            sizes.append(size)
+            merged.append(list(steps))
+    return sizes, merged
+
+
+def add(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`torch.add(input, other)`: the sum of two tensors of one type, broadcast to a common shape.
+
+    Any strides. The result is contiguous. Raises ValueError where the shapes do not broadcast.
+    """
+    check_tensors("add", input=input, other=other)
+    try:
+        shape = torch.broadcast_shapes(input.shape, other.shape)
+    except RuntimeError:
+        raise ValueError(f"add: shapes {tuple(input.shape)} and {tuple(other.shape)} do not broadcast") from None
+    output = torch.empty(shape, dtype=input.dtype, device=input.device)
+    if output.numel() == 0:
+        return output
+    if input.shape == other.shape and input.is_contiguous() and other.is_contiguous():
+        size = output.numel()
+        add_kernel[(triton.cdiv(size, BLOCK),)](input, other, output, size, BLOCK=BLOCK)
+        return output
+
+    a, b = input.expand(shape), other.expand(shape)
+    sizes, strides = _collapse(shape, a.stride(), b.stride())
+    if len(sizes) > 4:  # more uneven dimensions than the kernel decodes
+        return add(a.contiguous(), b.contiguous())
+    sizes = [1] * (4 - len(sizes)) + sizes
+    strides = [[0, 0]] * (4 - len(strides)) + strides
+    columns = sizes[3]
+    rows = output.numel() // columns
+    block_columns = min(triton.next_power_of_2(columns), TILE_ELEMENTS)
+    block_rows = min(triton.next_power_of_2(rows), TILE_ELEMENTS // block_columns)
+    grid = (triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns),)
+    broadcast_add_kernel[grid](
+        a, b, output, rows, columns, sizes[1], sizes[2],
+        *(stride[0] for stride in strides), *(stride[1] for stride in strides),
+        BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
+    )  # fmt: skip
+    return output

@@ -1,0 +1,66 @@
+"""`bmm`: a batch of matrix products, scaled. A program owns one BLOCK_M x BLOCK_N tile of one batch entry's product."""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..runtime import INTERPRETER, Config, check_tensors, dot_precision
+
+
+@triton.jit
+def bmm_kernel(
+    input_ptr, mat2_ptr, output_ptr, scale,
+    M, N, K,
+    input_batch_stride, input_row_stride, input_column_stride,
+    mat2_batch_stride, mat2_row_stride, mat2_column_stride,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    # Batch and tiles share the grid's first axis, the only one longer than 65,535.
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles = tl.cdiv(M, BLOCK_M) * tiles_n
+    batch = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    m = (tile // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (tile % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    a_ptrs = input_ptr + batch * input_batch_stride + m[:, None] * input_row_stride + k[None, :] * input_column_stride
+    b_ptrs = mat2_ptr + batch * mat2_batch_stride + k[:, None] * mat2_row_stride + n[None, :] * mat2_column_stride
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        a = tl.load(a_ptrs, mask=(m[:, None] < M) & (k[None, :] < K - start), other=0.0)
+        b = tl.load(b_ptrs, mask=(k[:, None] < K - start) & (n[None, :] < N), other=0.0)
+        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+        a_ptrs += BLOCK_K * input_column_stride
+        b_ptrs += BLOCK_K * mat2_row_stride
+    output_ptrs = output_ptr + batch * M * N + m[:, None] * N + n[None, :]
+    tl.store(output_ptrs, accumulator * scale, mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+CONFIG = Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=3)
+
+
+def bmm(input: torch.Tensor, mat2: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """`torch.bmm(input, mat2) * scale`: (batch, m, k) times (batch, k, n), any strides; the result is contiguous.
+
+    Sums in float32; a float32 product follows torch.get_float32_matmul_precision().
+    """
+    check_tensors("bmm", input=input, mat2=mat2)
+    if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
+        raise ValueError(
+            f"bmm: input is {tuple(input.shape)} and mat2 {tuple(mat2.shape)}; (batch, m, k) and (batch, k, n) are accepted"
+        )
+    batch, M, K = input.shape
+    N = mat2.shape[2]
+    output = torch.empty((batch, M, N), dtype=input.dtype, device=input.device)
+    if output.numel() == 0:
+        return output
+    config = CONFIG
+    if INTERPRETER:
+        blocks = {"BLOCK_M": M, "BLOCK_N": N, "BLOCK_K": K}
+        config = Config({name: min(max(triton.next_power_of_2(size), 16), 256) for name, size in blocks.items()})
+    grid = (batch * triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)
+    bmm_kernel[grid](
+        input, mat2, output, scale, M, N, K, *input.stride(), *mat2.stride(),
+        PRECISION=dot_precision(input.dtype), **config.options(),
+    )  # fmt: skip
+    return output
