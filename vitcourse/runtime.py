@@ -90,11 +90,17 @@ def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
             raise TypeError(f"{function}: {name} has type {str(tensor.dtype).removeprefix('torch.')}; accepted: {accepted}{why}")
         if tensor.device.type != DEVICE.type:
             where = "Triton's interpreter, on the CPU" if INTERPRETER else f"the GPU ({gpu_name()})"
-            raise ValueError(f'{function}: {name} is on "{tensor.device}"; this kernel runs on {where}: move it with .to("{DEVICE}")')
+            raise ValueError(
+                f'{function}: {name} is on "{tensor.device}"; this kernel runs on {where}: move it with .to("{DEVICE}")'
+            )
         if tensor.device != first.device:
-            raise ValueError(f'{function}: {name} is on "{tensor.device}" and {first_name} on "{first.device}"; one device is accepted')
+            raise ValueError(
+                f'{function}: {name} is on "{tensor.device}" and {first_name} on "{first.device}"; one device is accepted'
+            )
         if tensor.dtype != first.dtype:
-            raise TypeError(f"{function}: {name} is {tensor.dtype} and {first_name} is {first.dtype}; one type for all is accepted")
+            raise TypeError(
+                f"{function}: {name} is {tensor.dtype} and {first_name} is {first.dtype}; one type for all is accepted"
+            )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(
                 f"{function}: {name} requires grad, and this kernel has no backward pass yet; "

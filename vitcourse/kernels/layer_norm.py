@@ -82,7 +82,9 @@ def layer_norm(
     check_tensors("layer_norm", input=input, weight=weight, bias=bias)
     shape = tuple(normalized_shape)
     if not shape or input.shape[input.ndim - len(shape) :] != shape:
-        raise ValueError(f"layer_norm: input is {tuple(input.shape)}; with normalized_shape={shape}, (..., {str(shape)[1:-1]}) is accepted")
+        raise ValueError(
+            f"layer_norm: input is {tuple(input.shape)}; with normalized_shape={shape}, (..., {str(shape)[1:-1]}) is accepted"
+        )
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.shape != shape:
             raise ValueError(f"layer_norm: {name} is {tuple(tensor.shape)}; {shape} is accepted")
@@ -102,7 +104,5 @@ def layer_norm(
             x, weight, bias, output, rows, columns, *x.stride(), eps, **flags, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width
         )
     else:
-        wide_layer_norm_kernel[(rows,)](
-            x, weight, bias, output, columns, *x.stride(), eps, **flags, BLOCK_COLUMNS=WIDEST // 2
-        )
+        wide_layer_norm_kernel[(rows,)](x, weight, bias, output, columns, *x.stride(), eps, **flags, BLOCK_COLUMNS=WIDEST // 2)
     return output
