@@ -1,0 +1,168 @@
+"""Layer-by-layer parity with Hugging Face: both models run on one input, hooks keep every layer's output.
+
+Three runs: ours and Hugging Face's in the type asked for, and Hugging Face's in float64, which stands for the truth. An
+error is a distance from the truth, ||output - truth|| / ||truth||. Ours may be at most twice Hugging Face's own in the same
+type (the rule of flash-attention's tests), or a floor of a few units of rounding where theirs happens to be smaller than
+that: two float32 programs that add the same numbers in another order differ by about that much.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import runtime
+from .vit import ViT
+from .weights import CheckpointError, resolve
+
+#: The floor of the tolerance, in units of the type's eps (2^-23, 2^-10 and 2^-7 for float32, float16 and bfloat16).
+FLOOR = 8
+
+
+@dataclass
+class Row:
+    """One layer's comparison. Errors are relative, ||output - truth|| / ||truth||, but for `max_error`, which is absolute."""
+
+    name: str
+    shape: tuple[int, ...]
+    max_error: float
+    error: float
+    peer_error: float
+    tolerance: float
+    reason: str
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance  # false for a NaN, too
+
+
+def _outputs(model: nn.Module, layers: dict[str, nn.Module], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Run `model` and return the output of every module in `layers`."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable:
+        def hook(_module: nn.Module, _inputs: tuple, output: torch.Tensor | tuple) -> None:
+            kept[name] = (output[0] if isinstance(output, tuple) else output).detach()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
+    try:
+        with torch.inference_mode():
+            model(pixel_values)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+def _our_layers(model: ViT) -> dict[str, nn.Module]:
+    layers = {"embeddings": model.patch_embedding}
+    layers |= {f"block {index}": block for index, block in enumerate(model.blocks)}
+    layers["norm"] = model.norm
+    return layers | ({"logits": model.classifier} if model.classifier is not None else {})
+
+
+def _their_layers(model: nn.Module) -> dict[str, nn.Module]:
+    base = getattr(model, "vit", model)
+    layers = {"embeddings": base.embeddings}
+    layers |= {f"block {index}": layer for index, layer in enumerate(base.layers)}
+    layers["norm"] = base.layernorm
+    return layers | ({"logits": model.classifier} if hasattr(model, "classifier") else {})
+
+
+def load_hugging_face(folder: Path, classifier: bool) -> nn.Module:
+    """Hugging Face's own model of a checkpoint folder, in float32 on the CPU, in eval mode."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    kind = transformers.ViTForImageClassification if classifier else transformers.ViTModel
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor) -> list[Row]:
+    """Compare two loaded models, ours as it is and theirs moved to our device and type; one row a layer, in order.
+
+    pixel_values: (batch, channels, height, width) in our model's type, on its device.
+    """
+    dtype, device = pixel_values.dtype, pixel_values.device
+    our_outputs = _outputs(ours, _our_layers(ours), pixel_values)
+    theirs = theirs.to(device, dtype)
+    peer_outputs = _outputs(theirs, _their_layers(theirs), pixel_values)
+    theirs = theirs.double()
+    truths = _outputs(theirs, _their_layers(theirs), pixel_values.double())
+    rows = []
+    for name, truth in truths.items():
+        out, scale = our_outputs[name].double(), truth.norm().item()
+        error, peer_error = ((x.double() - truth).norm().item() / scale for x in (out, peer_outputs[name]))
+        floor = FLOOR * torch.finfo(dtype).eps
+        reason = "2 x Hugging Face's own" if 2 * peer_error >= floor else f"{FLOOR} eps of {str(dtype).removeprefix('torch.')}"
+        max_error = (out - truth).abs().max().item()
+        rows.append(Row(name, tuple(truth.shape), max_error, error, peer_error, max(2 * peer_error, floor), reason))
+    return rows
+
+
+def compare(
+    name_or_path: str | Path, pixel_values: torch.Tensor | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[Row]:
+    """Compare both models of one checkpoint, a folder or hub id, on `pixel_values` or on random ones drawn from `seed`."""
+    folder = resolve(name_or_path)
+    ours = ViT.from_pretrained(folder).to(dtype)
+    if pixel_values is None:
+        shape = (2, ours.config.num_channels, *ours.config.image_shape)
+        pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    theirs = load_hugging_face(folder, ours.classifier is not None)
+    return compare_models(ours, theirs, pixel_values.to(runtime.DEVICE, dtype))
+
+
+def first_divergence(rows: list[Row]) -> Row | None:
+    """The first layer whose error is over its tolerance."""
+    return next((row for row in rows if not row.ok), None)
+
+
+def format_table(rows: list[Row]) -> str:
+    """The rows as text, with a closing line that says whether they agree or where they first do not."""
+    numbers = f"{'max error':>9} {'rel. error':>10} {'HF itself':>9} {'tolerance':>9}"
+    lines = [f"{'layer':<11} {'shape':<16} {numbers}      why this tolerance"]
+    for row in rows:
+        verdict = "ok" if row.ok else "OFF"
+        shape = "x".join(map(str, row.shape))
+        numbers = f"{row.max_error:9.1e} {row.error:10.1e} {row.peer_error:9.1e} {row.tolerance:9.1e}"
+        lines.append(f"{row.name:<11} {shape:<16} {numbers}  {verdict:<3} {row.reason}")
+    diverged = first_divergence(rows)
+    if diverged is None:
+        lines.append(f"All {len(rows)} layers agree with Hugging Face.")
+    else:
+        lines.append(f"First to diverge: {diverged.name}. What comes after it starts from its error.")
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from .classify import DEFAULT_MODEL
+
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder (default: the embedded digits model)"
+    )
+    parser.add_argument("--image", help="compare on this picture instead of on random pixels")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--seed", type=int, default=0, help="of the random pixels")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the table; 0 where every layer agrees, 1 where one does not."""
+    dtype = getattr(torch, arguments.dtype)
+    if dtype not in runtime.DTYPES:
+        raise CheckpointError(f"{arguments.dtype} is not available in Triton's interpreter: NumPy has no such type")
+    pixel_values = None
+    if arguments.image:
+        from .images import load_image, preprocess
+
+        pixel_values = preprocess([load_image(arguments.image)], resolve(arguments.model))
+    print(f"Truth: Hugging Face in float64. Ours: {arguments.dtype} on {runtime.describe()}.")
+    rows = compare(arguments.model, pixel_values, dtype, arguments.seed)
+    print(format_table(rows))
+    return 0 if first_divergence(rows) is None else 1

@@ -1,0 +1,197 @@
+"""The Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) on this package's kernels."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import runtime
+from .layers import Block, LayerNorm, Linear, PatchEmbedding
+
+# Hugging Face's names for activations, and what `kernels.linear` calls them.
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+
+
+@dataclass
+class ViTConfig:
+    """The shape of a ViT, with Hugging Face's field names and defaults: ViT-B/16 at 224 x 224 pixels."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    image_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    encoder_stride: int = 16
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
+    id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+
+    def __post_init__(self):
+        self.image_size = tuple(self.image_size) if isinstance(self.image_size, list) else self.image_size
+        self.patch_size = tuple(self.patch_size) if isinstance(self.patch_size, list) else self.patch_size
+        self.pooler_output_size = self.pooler_output_size or self.hidden_size
+        self.id2label = {int(index): label for index, label in self.id2label.items()}
+        sizes = (self.hidden_size, self.num_attention_heads, self.intermediate_size, self.num_channels)
+        if min(*sizes, *self.image_shape, *self.patch_shape) < 1 or self.num_hidden_layers < 0:
+            raise ValueError(f"ViTConfig: sizes have to be positive: {self}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"ViTConfig: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"ViTConfig: hidden_act is {self.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}")
+        if self.pooler_act != "tanh":
+            raise ValueError(f'ViTConfig: pooler_act is {self.pooler_act!r}; "tanh" is accepted')
+        if min(image // patch for image, patch in zip(self.image_shape, self.patch_shape)) < 1:
+            raise ValueError(f"ViTConfig: an image of {self.image_shape} pixels holds no patch of {self.patch_shape}")
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(height, width) of a patch in pixels."""
+        return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """The class token and one token a patch: 197 for ViT-B/16."""
+        return 1 + (self.image_shape[0] // self.patch_shape[0]) * (self.image_shape[1] // self.patch_shape[1])
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ViTConfig":
+        """From the dictionary of a Hugging Face `config.json`, whose other fields are left aside."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def to_dict(self) -> dict:
+        """For a `config.json` that Hugging Face's transformers reads back."""
+        return {"model_type": "vit", **asdict(self), "label2id": {label: index for index, label in self.id2label.items()}}
+
+
+class ViT(nn.Module):
+    """A Vision Transformer: patches to tokens, a stack of blocks, a final layer norm, and a head where there is one.
+
+    classifier: end in a linear layer on the class token, `config.num_labels` wide.
+    pooler: carry Hugging Face's pooler, a linear layer and a tanh on the class token, for `pool`.
+    """
+
+    def __init__(self, config: ViTConfig, *, classifier: bool = True, pooler: bool = False):
+        super().__init__()
+        self.config = config
+        hidden = config.hidden_size
+        self.patch_embedding = PatchEmbedding(config.num_channels, hidden, config.patch_shape)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, hidden))
+        self.position_embedding = nn.Parameter(torch.zeros(1, config.tokens, hidden))
+        self.blocks = nn.ModuleList(
+            Block(
+                hidden, config.num_attention_heads, config.intermediate_size, ACTIVATIONS[config.hidden_act],
+                config.layer_norm_eps, config.qkv_bias,
+            )
+            for _ in range(config.num_hidden_layers)
+        )  # fmt: skip
+        self.norm = LayerNorm(hidden, config.layer_norm_eps)
+        self.pooler = Linear(hidden, config.pooler_output_size) if pooler else None
+        self.classifier = Linear(hidden, config.num_labels) if classifier else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights and embeddings from a normal distribution of `initializer_range`, cut at two of it; biases zero."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.class_token, std=std, a=-2 * std, b=2 * std)
+        nn.init.trunc_normal_(self.position_embedding, std=std, a=-2 * std, b=2 * std)
+
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) to (batch, tokens, hidden_size): patches, class token, positions."""
+        expected = (self.config.num_channels, *self.config.image_shape)
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+            accepted = "(batch, " + ", ".join(map(str, expected)) + ")"
+            raise ValueError(f"ViT: pixel_values is {tuple(pixel_values.shape)}; this model takes {accepted}")
+        return self.patch_embedding(pixel_values, self.class_token, self.position_embedding)
+
+    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size)."""
+        if self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0:
+            raise NotImplementedError("ViT: this configuration asks for dropout in training, which is not there yet; call eval()")
+        x = self.embed(pixel_values)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hugging Face's `pooler_output`, (batch, pooler_output_size), from what `forward_features` returns."""
+        if self.pooler is None:
+            raise ValueError("ViT: this model has no pooler")
+        return torch.tanh(self.pooler(hidden_states[:, 0]))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, num_labels), or with no classifier the last hidden state (batch, tokens, hidden_size)."""
+        x = self.forward_features(pixel_values)
+        return x if self.classifier is None else self.classifier(x[:, 0])
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path) -> "ViT":
+        """A ViT with the weights of a Hugging Face folder or hub id, in float32 on `runtime.DEVICE`, in eval mode."""
+        from . import weights
+
+        return weights.load(name_or_path)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` as Hugging Face's transformers does, into the folder `path`."""
+        from . import weights
+
+        weights.save(self, path)
+
+    def graphed(self, pixel_values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """This model as one CUDA graph for inputs shaped and typed like `pixel_values`: one launch a forward pass.
+
+        The function it returns copies its argument into the graph's input and returns the graph's output, which the
+        next call overwrites. Needs a CUDA GPU.
+        """
+        if runtime.DEVICE.type != "cuda":
+            raise RuntimeError("ViT.graphed needs a CUDA GPU; this process runs kernels in Triton's interpreter")
+        with torch.inference_mode():
+            static = pixel_values.clone()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # compile, choose configurations and fill caches before the capture
+                self(static)
+                self(static)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                output = self(static)
+
+        def replay(pixel_values: torch.Tensor) -> torch.Tensor:
+            if pixel_values.shape != static.shape or pixel_values.dtype != static.dtype:
+                raise ValueError(
+                    f"graphed ViT: pixel_values is {tuple(pixel_values.shape)} {pixel_values.dtype}; "
+                    f"it was recorded for {tuple(static.shape)} {static.dtype}"
+                )
+            static.copy_(pixel_values)
+            graph.replay()
+            return output
+
+        return replay
