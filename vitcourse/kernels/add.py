@@ -41,7 +41,7 @@ def broadcast_add_kernel(
     row = (program // column_blocks) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = (program % column_blocks) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     mask = (row < rows)[:, None] & (column < columns)[None, :]
-    i, j, k = row // (size_1 * size_2), row // size_2 % size_1, row % size_2
+    i, j, k = row // size_2 // size_1, row // size_2 % size_1, row % size_2
     input_row = i * input_stride_0 + j * input_stride_1 + k * input_stride_2
     other_row = i * other_stride_0 + j * other_stride_1 + k * other_stride_2
     a = tl.load(input_ptr + input_row[:, None] + column[None, :] * input_column_stride, mask=mask)

@@ -24,7 +24,8 @@ def layer_norm_kernel(
     column = tl.arange(0, BLOCK_COLUMNS)
     column_mask = column < columns
     mask = (row < rows) & column_mask[None, :]
-    x = tl.load(input_ptr + row * row_stride + column[None, :] * column_stride, mask=mask, other=0.0).to(tl.float32)
+    columns_ptr = input_ptr + row * row_stride + column[None, :].to(tl.int64) * column_stride  # a column may be far from the next
+    x = tl.load(columns_ptr, mask=mask, other=0.0).to(tl.float32)
     mean = tl.sum(x, axis=1) / columns
     # Lanes past the row's end hold 0, and 0 - mean is not 0: without this mask each would add mean^2 to the variance.
     centered = tl.where(mask, x - mean[:, None], 0.0)
@@ -80,6 +81,8 @@ def layer_norm(
     input: (..., *normalized_shape), any strides; weight, bias: normalized_shape. The result is contiguous.
     """
     check_tensors("layer_norm", input=input, weight=weight, bias=bias)
+    if isinstance(normalized_shape, int):
+        raise TypeError(f"layer_norm: normalized_shape is {normalized_shape}; a list or tuple of int is accepted")
     shape = tuple(normalized_shape)
     if not shape or input.shape[input.ndim - len(shape) :] != shape:
         raise ValueError(

@@ -85,6 +85,8 @@ def patch_embed(
         )
     batch, channels, height, width = input.shape
     hidden, _, patch_height, patch_width = weight.shape
+    if min(patch_height, patch_width) == 0:
+        raise ValueError(f"patch_embed: weight is {tuple(weight.shape)}; patches of at least 1 x 1 are accepted")
     if min(height // patch_height, width // patch_width) == 0:
         raise ValueError(f"patch_embed: input is {tuple(input.shape)}, smaller than one {patch_height} x {patch_width} patch")
     patches_across = width // patch_width

@@ -27,7 +27,8 @@ def softmax_kernel(
     mask = inside
     if CAUSAL:
         mask = inside & (column <= row % queries)
-    x = tl.load(input_ptr + row * row_stride + column * column_stride, mask=mask, other=-float("inf")).to(tl.float32)
+    columns_ptr = input_ptr + row * row_stride + column.to(tl.int64) * column_stride  # a column may be far from the next
+    x = tl.load(columns_ptr, mask=mask, other=-float("inf")).to(tl.float32)
     numerator = tl.exp(x - tl.max(x, axis=1)[:, None])
     y = numerator / tl.sum(numerator, axis=1)[:, None]
     tl.store(output_ptr + row * columns + column, y, mask=inside)
