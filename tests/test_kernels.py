@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tolerance import assert_close_to_float64, largest
 
@@ -228,6 +228,7 @@ def check_patch_embed(x, weight, bias=None, class_token=None, position=None):
 
 # Sizes around the powers of two where blocks end, besides the small ones.
 sizes = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 129, 197, 257]))
+maybe_zero = st.one_of(st.just(0), sizes)
 small = st.one_of(st.integers(0, 5), st.sampled_from([7, 16, 17]))
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 1000)
@@ -275,7 +276,7 @@ def test_softmax_drawn(dtype, shape, dim, at, causal, seed, scale):
 
 
 @given(
-    shape=shapes, trailing=st.integers(1, 3), at=st.tuples(layouts, layouts, layouts), given_=st.tuples(st.booleans(), st.booleans()),
+    shape=shapes, trailing=st.integers(1, 3), at=st.tuples(*[layouts] * 3), given_=st.tuples(st.booleans(), st.booleans()),
     eps=st.sampled_from([1e-12, 1e-5, 1.0]), seed=seeds,
 )  # fmt: skip
 def test_layer_norm_drawn(dtype, shape, trailing, at, given_, eps, seed):
@@ -291,8 +292,9 @@ def test_layer_norm_drawn(dtype, shape, trailing, at, given_, eps, seed):
 
 
 @given(
-    leading=st.sampled_from([(), (0,), (1,), (2, 3), (7, 1, 5)]), M=sizes, N=st.one_of(st.just(0), sizes), K=st.one_of(st.just(0), sizes),
-    at=st.tuples(*[layouts] * 4), activation=st.sampled_from(list(ACTIVATIONS)), given_=st.tuples(st.booleans(), st.booleans()), seed=seeds,
+    leading=st.sampled_from([(), (0,), (1,), (2, 3), (7, 1, 5)]), M=sizes, N=maybe_zero, K=maybe_zero,
+    at=st.tuples(*[layouts] * 4), activation=st.sampled_from(list(ACTIVATIONS)),
+    given_=st.tuples(st.booleans(), st.booleans()), seed=seeds,
 )  # fmt: skip
 @example(leading=(), M=1, N=1, K=1, at=("contiguous",) * 4, activation="gelu", given_=(True, True), seed=0)
 @example(leading=(), M=300, N=40, K=300, at=("contiguous",) * 4, activation=None, given_=(True, True), seed=0)
@@ -305,7 +307,7 @@ def test_linear_drawn(dtype, leading, M, N, K, at, activation, given_, seed):
 
 
 @given(
-    batch=small, M=st.one_of(st.just(0), sizes), N=sizes, K=st.one_of(st.just(0), sizes), at=st.tuples(layouts, layouts),
+    batch=small, M=maybe_zero, N=sizes, K=maybe_zero, at=st.tuples(layouts, layouts),
     scale=st.sampled_from([1.0, 0.125, -3.0, 0.0]), seed=seeds,
 )  # fmt: skip
 @example(batch=2, M=270, N=300, K=600, at=("contiguous", "contiguous"), scale=1.0, seed=0)
@@ -318,14 +320,17 @@ head_sizes = st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33, 48, 64, 80,
 
 
 @given(
-    batch=heads, head=heads, queries=st.one_of(st.just(0), sizes), keys=sizes, head_size=head_sizes, value_size=head_sizes,
-    at=st.tuples(layouts, layouts, layouts), is_causal=st.booleans(), scale=st.sampled_from([None, 0.5, 3.0, 0.0, -0.3]), seed=seeds,
+    batch=heads, head=heads, queries=maybe_zero, keys=sizes, head_size=head_sizes, value_size=head_sizes,
+    at=st.tuples(layouts, layouts, layouts), is_causal=st.booleans(), scale=st.sampled_from([None, 0.5, 3.0, 0.0, -0.3]),
+    seed=seeds,
 )  # fmt: skip
 @example(
-    batch=1, head=2, queries=300, keys=530, head_size=16, value_size=16, at=("contiguous",) * 3, is_causal=True, scale=None, seed=0,
+    batch=1, head=2, queries=300, keys=530, head_size=16, value_size=16,
+    at=("contiguous",) * 3, is_causal=True, scale=None, seed=0,
 )  # fmt: skip
 @example(
-    batch=1, head=2, queries=530, keys=300, head_size=24, value_size=40, at=("contiguous",) * 3, is_causal=True, scale=None, seed=0,
+    batch=1, head=2, queries=530, keys=300, head_size=24, value_size=40,
+    at=("contiguous",) * 3, is_causal=True, scale=None, seed=0,
 )  # fmt: skip
 def test_attention_drawn(dtype, batch, head, queries, keys, head_size, value_size, at, is_causal, scale, seed):
     check_attention(
@@ -565,6 +570,15 @@ def test_past_two_to_the_31_elements():
 
 
 @on_gpu
+def test_add_decodes_more_than_two_to_the_31_rows():
+    # Nothing merges here: 47,000 x 47,000 rows of two columns.
+    size = 47_000
+    assert size * size > 2**31
+    a, b = tensor((size, 1, 2), torch.float16), tensor((1, size, 1), torch.float16, seed=1)
+    check_in_pieces(call(kernels.add, a, b), lambda a: a + b.to(a.dtype), lambda a: a + b, a, piece=500)
+
+
+@on_gpu
 def test_columns_past_two_to_the_31_elements_apart():
     # Column 8,000 of a row begins 8,000 * 300,000 elements after column 0.
     x = past_int32(8_000, 300_000)
@@ -770,7 +784,8 @@ def ordinary(dtype=torch.float32, device=runtime.DEVICE) -> dict[str, tuple[Call
         "gelu": (kernels.gelu, {"input": t(2, 3)}),
         "softmax": (lambda **tensors: kernels.softmax(**tensors, dim=-1), {"input": t(2, 3)}),
         "layer_norm": (
-            lambda **tensors: kernels.layer_norm(**tensors, normalized_shape=(3,)), {"input": t(2, 3), "weight": t(3), "bias": t(3)},
+            lambda **tensors: kernels.layer_norm(**tensors, normalized_shape=(3,)),
+            {"input": t(2, 3), "weight": t(3), "bias": t(3)},
         ),
         "linear": (kernels.linear, {"input": t(2, 3), "weight": t(4, 3), "bias": t(4), "residual": t(2, 4)}),
         "bmm": (kernels.bmm, {"input": t(1, 2, 3), "mat2": t(1, 3, 2)}),
@@ -880,7 +895,7 @@ def test_a_wrong_shape_is_refused(name, argument, shape):
     words = [str(shape)] if name != "add" else []
     value = torch.ones(shape, device=runtime.DEVICE)
     if name == "add":  # it names the two shapes, since neither is the wrong one
-        with pytest.raises(ValueError, match="add: shapes .* do not broadcast") as caught:
+        with pytest.raises(ValueError, match=r"add: shapes .* do not broadcast") as caught:
             kernels.add(ordinary()["add"][1]["input"], value)
         assert str(shape) in str(caught.value) and "(2, 3)" in str(caught.value)
     else:
@@ -917,7 +932,7 @@ def test_softmax_refuses_a_dtype_a_wrong_dim_and_a_causal_that_has_no_meaning():
 def test_layer_norm_refuses_a_wrong_normalized_shape():
     x = torch.ones(2, 3, device=runtime.DEVICE)
     for shape in ((), (2,), (3, 2), (1, 2, 3)):
-        with pytest.raises(ValueError, match="layer_norm: .*normalized_shape"):
+        with pytest.raises(ValueError, match=r"layer_norm: .*normalized_shape"):
             kernels.layer_norm(x, shape)
     with pytest.raises(TypeError, match="layer_norm: normalized_shape is 3"):
         kernels.layer_norm(x, 3)
