@@ -9,9 +9,9 @@ said at that moment. So `import vitcourse` goes before `import triton`.
     TRITON_INTERPRET=0       never the interpreter; with no GPU, kernels can be compiled and not run
 """
 
+import functools
 import json
 import os
-import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,22 +52,26 @@ def describe() -> str:
     return f"{gpu_name()} ({versions})"
 
 
+@functools.cache  # asked at every launch, and the driver takes its time to answer
+def _properties(device: int) -> tuple[str, int, int]:
+    """A CUDA device's name, compute capability as one number, and bytes of shared memory that one program may use."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, 10 * properties.major + properties.minor, properties.shared_memory_per_block_optin
+
+
 def gpu_name() -> str:
-    """The current CUDA device's name, such as "NVIDIA H200"; "no GPU" where there is none."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    """The current CUDA device's name, such as "NVIDIA H200"; "no GPU" where kernels do not run on one."""
+    return _properties(torch.cuda.current_device())[0] if DEVICE.type == "cuda" else "no GPU"
 
 
 def capability() -> int:
     """The current CUDA device's compute capability as one number: 90 for sm_90. 0 where kernels do not run on a GPU."""
-    if DEVICE.type != "cuda":
-        return 0
-    major, minor = torch.cuda.get_device_capability()
-    return 10 * major + minor
+    return _properties(torch.cuda.current_device())[1] if DEVICE.type == "cuda" else 0
 
 
 def shared_memory() -> int:
     """Bytes of shared memory that one program may use on the current CUDA device."""
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
+    return _properties(torch.cuda.current_device())[2]
 
 
 def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
@@ -176,15 +180,8 @@ def _fastest(configs: list[Config], launch: Callable[[Config], None]) -> Config:
             launch(config)
         except triton.runtime.errors.OutOfResources:
             return float("inf")
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        times = []
-        for _ in range(10):
-            start.record()
-            launch(config)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-        return statistics.median(times)
+        # In a CUDA graph, because Python takes longer to launch a small kernel than the GPU to run it.
+        return triton.testing.do_bench_cudagraph(lambda: launch(config), rep=5, return_mode="median")
 
     return min(configs, key=time)
 

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from ..runtime import INTERPRETER, check_tensors
 
+# The widest row held in registers, and the elements a program holds of narrower ones: 32 for each thread of 2 to 8 warps.
 WIDEST = 1 << 17 if INTERPRETER else 8192
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
 
@@ -104,8 +105,21 @@ def layer_norm(
     if width <= WIDEST:
         block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
         layer_norm_kernel[(triton.cdiv(rows, block_rows),)](
-            x, weight, bias, output, rows, columns, *x.stride(), eps, **flags, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width
+            x,
+            weight,
+            bias,
+            output,
+            rows,
+            columns,
+            *x.stride(),
+            eps,
+            **flags,
+            BLOCK_ROWS=block_rows,
+            BLOCK_COLUMNS=width,
+            num_warps=max(2, width // 1024),
         )
     else:
-        wide_layer_norm_kernel[(rows,)](x, weight, bias, output, columns, *x.stride(), eps, **flags, BLOCK_COLUMNS=WIDEST // 2)
+        wide_layer_norm_kernel[(rows,)](
+            x, weight, bias, output, columns, *x.stride(), eps, **flags, BLOCK_COLUMNS=WIDEST // 2, num_warps=8
+        )
     return output

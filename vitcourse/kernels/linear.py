@@ -89,19 +89,32 @@ def _shared_bytes(config: Config, itemsize: int) -> int:
     return max(tiles, b["BLOCK_M"] * b["BLOCK_N"] * 4) + 1024
 
 
+LARGE = Config(_blocks(128, 256, 64), num_warps=8, num_stages=3)
+SQUARE = Config(_blocks(128, 128, 64), num_warps=4, num_stages=3)
+LOW = Config(_blocks(64, 128, 64), num_warps=4, num_stages=4)
+SMALL = Config(_blocks(64, 32, 128), num_warps=4, num_stages=4)
 CONFIGS = Configs(
     "linear",
     candidates=[
-        Config(_blocks(128, 256, 64), num_warps=8, num_stages=3),
-        Config(_blocks(128, 128, 64), num_warps=8, num_stages=3),
+        LARGE,
+        SQUARE,
+        LOW,
+        SMALL,
         Config(_blocks(128, 128, 32), num_warps=4, num_stages=3),
-        Config(_blocks(64, 128, 32), num_warps=4, num_stages=3),
-        Config(_blocks(64, 64, 32), num_warps=4, num_stages=4),
-        Config(_blocks(64, 32, 64), num_warps=4, num_stages=4),
-        Config(_blocks(32, 32, 32), num_warps=4, num_stages=2),
+        Config(_blocks(64, 64, 32), num_warps=4, num_stages=3),
+        Config(_blocks(64, 64, 16), num_warps=4, num_stages=2),
     ],
     shared_bytes=_shared_bytes,
-)
+    # ViT-B/16 at batch 1, 8, 32 and 256, 16-bit types. Rows x out_features x in_features; see `_shape_class`.
+    pinned={
+        "NVIDIA H200": {
+            "256x2304x768 2": LOW, "256x768x768 2": SMALL, "256x3072x768 2": LOW, "256x768x3072 2": SMALL,
+            "4096x2304x768 2": SQUARE, "4096x768x768 2": LOW, "4096x3072x768 2": SQUARE, "4096x768x3072 2": SQUARE,
+            "16384x2304x768 2": SQUARE, "16384x768x768 2": SQUARE, "16384x3072x768 2": SQUARE, "16384x768x3072 2": SQUARE,
+            "manyx2304x768 2": SQUARE, "manyx768x768 2": SQUARE, "manyx3072x768 2": SQUARE, "manyx768x3072 2": LARGE,
+        },
+    },
+)  # fmt: skip
 
 
 def _aligned(tensor: torch.Tensor) -> bool:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from ..runtime import INTERPRETER, check_tensors
 
-# The widest row held in registers, and the elements of a tile (at most 64 for each of 128 threads).
+# The widest row held in registers, and the elements a program holds of narrower ones: 32 for each thread of 2 to 8 warps.
 WIDEST = 1 << 17 if INTERPRETER else 8192
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
 
@@ -89,8 +89,19 @@ def softmax(input: torch.Tensor, dim: int, dtype: torch.dtype | None = None, *, 
     if width <= WIDEST:
         block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
         softmax_kernel[(triton.cdiv(rows, block_rows),)](
-            x, output, rows, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width
+            x,
+            output,
+            rows,
+            columns,
+            *x.stride(),
+            queries,
+            CAUSAL=causal,
+            BLOCK_ROWS=block_rows,
+            BLOCK_COLUMNS=width,
+            num_warps=max(2, width // 1024),
         )
     else:
-        wide_softmax_kernel[(rows,)](x, output, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_COLUMNS=WIDEST // 2)
+        wide_softmax_kernel[(rows,)](
+            x, output, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_COLUMNS=WIDEST // 2, num_warps=8
+        )
     return output.view(last.shape).movedim(-1, dim)
