@@ -50,12 +50,13 @@ class IllegalAccess(Exception):
     tensor: the kernel's parameter that the addresses were counted from, as far as they tell.
     element: the first illegal lane's distance from that tensor's first element, in elements; negative before it.
     size: how many elements of memory the tensor spans.
+    lanes: how many lanes of this access were illegal.
     source: the line of the kernel.
     """
 
-    def __init__(self, kernel: str, program: Program, kind: str, tensor: str, element: int, size: int, source: str):
+    def __init__(self, kernel: str, program: Program, kind: str, tensor: str, element: int, size: int, lanes: int, source: str):
         self.kernel, self.program, self.kind, self.tensor = kernel, program, kind, tensor
-        self.element, self.size, self.source = element, size, source
+        self.element, self.size, self.lanes, self.source = element, size, lanes, source
         verb = {"load": "loads from", "store": "stores to", "atomic": "updates"}[kind]
         super().__init__(f"program {program} of {kernel} {verb} element {element} of {tensor}, which has {size}: `{source}`")
 
@@ -66,11 +67,12 @@ class TookTooLong(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: its name, its grid, and the tensors it was given, by parameter name."""
+    """One launch of a kernel: its name, its grid, the tensors it was given, by parameter name, and its Python function."""
 
     kernel: str
     grid: Program
     tensors: dict[str, torch.Tensor]
+    function: Callable
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,8 +283,9 @@ class _Recorder(Client):
             kernel = self.interpreted.setdefault(kernel, InterpretedFunction(kernel.fn))
         self.in_machinery = True
         try:
-            # The interpreter makes tensors of its own; a torch function mode around `record` is not to see those.
-            with torch._C.DisableTorchFunction():
+            # The interpreter makes tensors of its own; a torch function mode around `record` is not to see those. NumPy
+            # warns of what masked lanes compute.
+            with torch._C.DisableTorchFunction(), np.errstate(all="ignore"):
                 options = {name: value for name, value in kwargs.items() if name in kernel.arg_names}
                 bound = inspect.getcallargs(kernel.fn, *args, **options)
                 grid = tuple(grid(bound) if callable(grid) else grid)
@@ -295,7 +298,9 @@ class _Recorder(Client):
                     (name, tensor.data_ptr(), tensor.data_ptr() + _span(tensor) * tensor.element_size())
                     for name, tensor in tensors.items()
                 ]
-                self.trace.launches.append(Launch(kernel.fn.__name__, grid, tensors))
+                self.trace.launches.append(Launch(kernel.fn.__name__, grid, tensors, kernel.fn))
+                if 0 in grid:
+                    return  # no programs, which a GPU takes as well and triton-viz does not
                 with self.manager.patch_run(kernel.fn, backend="triton"):
                     _RUN[InterpretedFunction](
                         kernel, *args, grid=grid, warmup=False, client_manager=self.manager, jit_fn=None, **options
@@ -333,7 +338,7 @@ class _Recorder(Client):
             name, start, end = min(candidates, key=lambda extent: max(extent[1] - wild, wild - extent[2], 0))
             source = linecache.getline(file, line).strip()
             element, size = (wild - start) // itemsize, (end - start) // itemsize
-            raise IllegalAccess(self.kernel, self.program, kind, name, element, size, source)
+            raise IllegalAccess(self.kernel, self.program, kind, name, element, size, int((~legal).sum()), source)
 
         if not pieces:  # every lane is masked: kept, as an access of nothing, under the tensor that the pointers lie nearest to
             first = int(np.ravel(pointers.data)[0].astype(np.int64)) if pointers.data.size else 0

@@ -1,0 +1,215 @@
+"""The exercise checks: every plausible wrong answer is refused with a hint that fits, every right one passes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import wrong_answers_00
+import wrong_answers_01
+
+from vitcourse import runtime
+from vitcourse.teach import check, trace
+
+# ruff: isort: split
+import triton
+
+RIGHT = {**wrong_answers_00.RIGHT, **wrong_answers_01.RIGHT}
+WRONG = {**wrong_answers_00.WRONG, **wrong_answers_01.WRONG}
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(check, "SECONDS", 3.0)
+    wrong_answers_01.STALE.clear()
+
+
+def _all(bank):
+    return [pytest.param(name, index, id=f"{name}-{index}") for name, answers in bank.items() for index in range(len(answers))]
+
+
+@pytest.mark.parametrize(("name", "index"), _all(RIGHT))
+def test_right_answers_pass(name, index):
+    verdict = getattr(check, name)(RIGHT[name][index])
+    assert verdict.status == "right", verdict
+    assert repr(verdict).startswith("Right. Tried: ") and verdict
+
+
+@pytest.mark.parametrize(("name", "index"), _all(WRONG))
+def test_wrong_answers_are_refused_with_a_hint(name, index):
+    answer, pattern = WRONG[name][index]
+    verdict = getattr(check, name)(answer)
+    assert verdict.status == "wrong" and not verdict, verdict
+    assert verdict.hint and re.search(pattern, repr(verdict)), verdict
+    assert not re.search(r"0x[0-9a-f]|/tmp|site-packages|Traceback", repr(verdict)), verdict
+
+
+def test_there_are_enough_wrong_answers():
+    assert {name: len(answers) >= 10 for name, answers in WRONG.items()} == dict.fromkeys(RIGHT, True)
+
+
+def _raising(*arguments):
+    raise NotImplementedError
+
+
+STUBS = [None, ..., lambda *arguments: None, lambda *arguments: ..., _raising]
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("stub", STUBS)
+def test_a_stub_is_not_attempted(name, stub):
+    verdict = getattr(check, name)(stub)
+    assert verdict.status == "not attempted" and repr(verdict).startswith("Not attempted yet.")
+
+
+def test_an_empty_kernel_is_not_attempted():
+    assert check.axpy(wrong_answers_01.launch(wrong_answers_01.empty)).status == "not attempted"
+
+
+def test_a_keyboard_interrupt_passes_through():
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    for name in RIGHT:
+        with pytest.raises(KeyboardInterrupt):
+            getattr(check, name)(interrupted)
+
+
+def test_verdicts_do_not_depend_on_the_random_inputs():
+    for name in ("add3", "persistent_add", "tiles", "floor_us"):
+        for answer, _ in WRONG[name][:6]:
+            assert len({repr(getattr(check, name)(answer)) for _ in range(3)}) == 1
+
+
+def test_a_check_leaves_nothing_behind():
+    before = (triton.JITFunction.run, torch.empty_like, runtime.DEVICE, runtime.INTERPRETER, runtime.DTYPES)
+    check.add(wrong_answers_01.RIGHT["add"][0])
+    for answer, _ in wrong_answers_01.SHARED[:8]:
+        check.axpy(answer)
+    assert before == (triton.JITFunction.run, torch.empty_like, runtime.DEVICE, runtime.INTERPRETER, runtime.DTYPES)
+    x = torch.randn(1000, device=runtime.DEVICE)
+    if runtime.INTERPRETER or runtime.DEVICE.type == "cuda":
+        assert torch.equal(wrong_answers_01.RIGHT["add"][0](x, x), x + x)
+
+
+def test_guards_notice_a_write_on_either_side():
+    for index in (-1, 10):
+        guards = check._Guards(torch.device("cpu"))
+        tensor = guards.place(torch.zeros(10))
+        assert guards.intact()
+        tensor.as_strided((1,), (1,), tensor.storage_offset() + index).fill_(0.0)
+        assert not guards.intact()
+
+
+def test_guards_are_put_around_what_a_function_allocates():
+    x = torch.zeros(4, 6, dtype=torch.float16).T
+    with check._Guards(torch.device("cpu")) as guards:
+        made = [
+            torch.empty_like(x),
+            x.new_empty(3),
+            torch.zeros(2, 3),
+            torch.empty(0),
+            torch.full((2,), 7.0),
+            torch.empty(3, dtype=torch.bool),
+        ]
+    assert len(guards.buffers) == 5
+    assert made[0].shape == x.shape and made[0].stride() == x.stride() and made[0].isnan().all()
+    assert made[2].eq(0).all() and made[4].eq(7).all()
+
+
+# ---- trace ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_holds_every_access():
+    x, y = torch.randn(1000), torch.randn(1000)
+    found = trace.record(wrong_answers_01.launch(MISTAKE="", block=256), 2.0, x, y)
+    assert torch.allclose(found.result, 2 * x + y)
+    assert [(launch.kernel, launch.grid) for launch in found.launches] == [("vector_kernel", (4, 1, 1))]
+    assert found.programs() == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)]
+    assert [(access.kind, access.tensor) for access in found.accesses[:3]] == [
+        ("load", "x_ptr"),
+        ("load", "y_ptr"),
+        ("store", "output_ptr"),
+    ]
+    last = found.accesses[-1]
+    assert last.elements.tolist() == list(range(768, 1000)) and last.masked == 24 and last.itemsize == 4
+    assert last.source == "tl.store(output_ptr + offsets, result, mask=mask)"
+    assert (found.bytes_read, found.bytes_written) == (8000, 4000)
+    owners = found.owners(found.result)
+    assert owners.program.tolist() == [i // 256 for i in range(1000)] and not owners.twice.any()
+    assert (owners.program == found.owners("output_ptr").program).all()
+    assert (found.owners(x).program == -1).all()
+
+
+def test_owners_flags_double_stores():
+    answer = wrong_answers_01.mistaken("half a block apart", block=256)
+    found = trace.record(answer, 1.0, torch.randn(500), torch.randn(500))
+    twice = found.owners(found.result).twice
+    assert twice[128:256].all() and not twice[:128].any()
+
+
+def test_an_illegal_access_is_stopped_before_it_happens():
+    x = torch.randn(1000)
+    with pytest.raises(trace.IllegalAccess, match="element 1000 of x_ptr, which has 1000") as caught:
+        trace.record(wrong_answers_01.launch(wrong_answers_01.no_mask_on_load), 1.0, x, x.clone())
+    assert caught.value.kind == "load" and caught.value.program == (0, 0, 0)
+    assert len(caught.value.trace.launches) == 1 and not caught.value.trace.accesses
+    with pytest.raises(trace.IllegalAccess):
+        trace.record(wrong_answers_01.launch(wrong_answers_01.wild_pointer), 1.0, x, x.clone())
+
+
+def test_what_does_not_end_is_stopped():
+    def forever():
+        while True:
+            pass
+
+    with pytest.raises(trace.TookTooLong, match=r"0\.2 seconds"):
+        trace.record(forever, seconds=0.2)
+    x = torch.randn(8)
+    with pytest.raises(trace.TookTooLong, match="100 loads and stores"):
+        trace.record(wrong_answers_01.launch(wrong_answers_01.endless), 1.0, x, x.clone(), accesses=100)
+
+
+# ---- With kernels that are compiled for a GPU, as in a process on a machine with one ----------------------------------------
+
+COMPILED = """
+import re
+import wrong_answers_01 as bank
+import triton
+from vitcourse import runtime
+from vitcourse.teach import check
+check.SECONDS = 3.0
+names = {"add": slice(0, None, 8), "axpy": slice(1, None, 12), "add3": slice(0, None, 2), "persistent_add": slice(0, None, 3)}
+for name, chosen in names.items():
+    assert getattr(check, name)(bank.RIGHT[name][0]).status == "right", name
+    for answer, pattern in bank.WRONG[name][chosen]:
+        verdict = getattr(check, name)(answer)
+        assert verdict.status == "wrong" and re.search(pattern, repr(verdict)), verdict
+        print(repr(verdict))
+
+# Only where the interpreter is off. Its patches are gone: the compiler takes a kernel, for a GPU that need not be there.
+assert not runtime.INTERPRETER and type(bank.vector_kernel) is triton.JITFunction
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+constants = {"MISTAKE": "", "BLOCK": 256}
+pointers = dict.fromkeys(("x_ptr", "y_ptr", "output_ptr"), "*fp32")
+signature = {**pointers, "size": "i32", "alpha": "fp32", **dict.fromkeys(constants, "constexpr")}
+source = ASTSource(fn=bank.vector_kernel, signature=signature, constexprs=constants)
+assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+"""
+
+
+def test_the_traced_pass_works_on_kernels_compiled_for_a_gpu():
+    texts = []
+    for interpret, program in (("0", COMPILED), ("1", COMPILED.split("# Only where")[0])):
+        environment = {**os.environ, "TRITON_INTERPRET": interpret, "CUDA_VISIBLE_DEVICES": ""}
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        texts.append(done.stdout)
+    # A notebook recorded on a GPU is compared with a run on a CPU.
+    assert texts[0] == texts[1] and texts[0].count("Wrong.") > 15
