@@ -80,11 +80,11 @@ def attention_kernel(
 def _shared_bytes(config: Config, itemsize: int) -> int:
     b = config.blocks
     keys_and_values = b["BLOCK_N"] * (b["BLOCK_D"] + b["BLOCK_V"]) * itemsize * config.num_stages
-    # For each query, at one time or another: its own elements, its weights and a float32 that is reduced; or a float32 row
-    # that changes its layout.
     widest = max(b["BLOCK_D"], b["BLOCK_V"])
+    # Besides keys and values, for each query: its elements, its weights and a float32 to reduce, or a float32 row that
+    # changes its layout. On sm_75, in place of all that: float32 rows of the result and of the weights.
     a_query = max((widest + b["BLOCK_N"]) * itemsize + 4, max(widest, b["BLOCK_N"]) * 4)
-    return keys_and_values + b["BLOCK_M"] * a_query
+    return max(keys_and_values + b["BLOCK_M"] * a_query, b["BLOCK_M"] * (widest + b["BLOCK_N"]) * 4)
 
 
 def _configs(block_d: int, block_v: int) -> Configs:
