@@ -1,17 +1,38 @@
-# Each target sets itself up: the first one run installs requirements.txt into .venv.
+# Every target but `help` sets itself up: the first one run installs requirements.txt and this package into .venv.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 MODEL ?=
 IMAGE ?=
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# Two workers: the interpreter uses one core a process, and a GPU is shared between them.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: help run test lab bench lint
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
 
-.venv/.installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -e .
 	@touch $@
 
+run: .venv/installed ## classify images with our kernels, compare every layer with Hugging Face (MODEL=... IMAGE=...)
+	@$(BIN)/python -m vitcourse run $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE),--image "$(IMAGE)")
+
+test: lint ## lint, tests/, and every notebook, on the GPU or in Triton's interpreter
+	$(PYTEST) tests
+	$(PYTEST) --nbval-lax $(NOTEBOOKS)
+
+lab: .venv/installed ## open JupyterLab at the first lesson
+	$(BIN)/jupyter lab $(firstword $(NOTEBOOKS))
+
+bench: .venv/installed ## measure the model beside its peers and record it in benchmarks/ (CUDA; else prints the record)
+	@$(BIN)/python -c "import torch, sys; sys.exit(not torch.cuda.is_available())" \
+		&& $(BIN)/pip install --quiet --disable-pip-version-check timm==1.0.29 || true
+	@$(BIN)/python -m vitcourse bench
+
+lint: .venv/installed ## ruff, over Python files and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
