@@ -120,7 +120,7 @@ def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
         yield job(half[0], "fp16", "gelu_fast")  # the hardware's tanh came with sm_75
     if architecture >= 90:
         yield job(half[0], "bf16", "gelu_fast", tma=True)
-        yield job(single[0], "fp32", tma=True)
+        yield job(single[-1], "fp32", tma=True)
 
 
 def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
