@@ -79,6 +79,41 @@ def test_a_keyboard_interrupt_passes_through():
             getattr(check, name)(interrupted)
 
 
+def _on_gpu(change):
+    """An answer to add that is right on the CPU; on a GPU its inputs or its result go through `change`."""
+
+    def function(x, y):
+        result = wrong_answers_01.RIGHT["add"][0](x, y)
+        return change(x, result) if x.is_cuda else result
+
+    return function
+
+
+def _store_past_the_end(x, result):
+    result.as_strided((1,), (1,), result.storage_offset() + result.numel()).zero_()
+    return result
+
+
+@pytest.mark.skipif(runtime.DEVICE.type != "cuda", reason="the second pass needs a GPU")
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda x, result: result.mul_(2), "(?s)size 1 in float32 on the GPU.*First wrong element: index 0 of 1"),
+        (lambda x, result: torch.empty_like(x), "(?s)on the GPU.*never stored.*memory before"),
+        (lambda x, result: result.double(), "wrong type: float64"),
+        (lambda x, result: result.cpu(), "another device"),
+        (lambda x, result: x.mul_(2) and None if x.numel() == 1 else result, "changed its input x"),
+        (_store_past_the_end, "overwritten"),
+        (lambda x, result: x[2].item() and result, "(?s)IndexError.*on the GPU|on the GPU.*IndexError"),
+        (lambda x, result: result.add_(1) if x.dtype == torch.bfloat16 else result, "size 1 in bfloat16 on the GPU"),
+        (lambda x, result: result.add_(1) if x.numel() > 100_000 else result, "size 5000011 in float32 on the GPU"),
+    ],
+)
+def test_the_second_pass_runs_on_the_gpu(change, pattern):
+    verdict = check.add(_on_gpu(change))
+    assert verdict.status == "wrong" and re.search(pattern, repr(verdict)), verdict
+
+
 def test_verdicts_do_not_depend_on_the_random_inputs():
     for name in ("add3", "persistent_add", "tiles", "floor_us"):
         for answer, _ in WRONG[name][:6]:
@@ -207,7 +242,7 @@ def test_the_traced_pass_works_on_kernels_compiled_for_a_gpu():
     texts = []
     for interpret, program in (("0", COMPILED), ("1", COMPILED.split("# Only where")[0])):
         environment = {**os.environ, "TRITON_INTERPRET": interpret, "CUDA_VISIBLE_DEVICES": ""}
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         texts.append(done.stdout)

@@ -86,6 +86,7 @@ NO_FUNCTION = Verdict(
 
 _OURS = (
     *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    *tracing.LIBRARIES,
     __file__.rsplit("/", 1)[0] + "/",
     "<frozen",
     "<string>",

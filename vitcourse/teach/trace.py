@@ -32,7 +32,7 @@ from .. import runtime  # first: it decides where kernels run before Triton is i
 # ruff: isort: split
 import triton
 import triton_viz
-from triton.runtime import Autotuner, JITFunction
+from triton.runtime import Autotuner, JITFunction, interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 from triton_viz.core.callbacks import ForLoopCallbacks, OpCallbacks
@@ -245,7 +245,8 @@ def _tensors(name: str, argument: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, argument.base
 
 
-_LIBRARIES = tuple(os.path.dirname(module.__file__) + os.sep for module in (triton, triton_viz))
+#: Where code lies that is not the kernel's author's.
+LIBRARIES = tuple(os.path.dirname(module.__file__) + os.sep for module in (triton, triton_viz, torch, np))
 
 
 def _kernel_line() -> tuple[str, int]:
@@ -253,7 +254,7 @@ def _kernel_line() -> tuple[str, int]:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file != __file__ and not file.startswith(_LIBRARIES):
+        if file != __file__ and not file.startswith(LIBRARIES):
             return file, frame.f_lineno
         frame = frame.f_back
     return "", 0
@@ -427,6 +428,12 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
             config.pre_hook({**dict(zip(tuner.arg_names, args)), **kwargs, **config.all_kwargs()})
         return tuner.fn.run(*args, **kwargs, **config.all_kwargs())
 
+    def patch_tensor(tensor, scope):
+        patch_lang_tensor(tensor, scope)
+        # Triton 3.6 takes int() of an array of one element for a loop's bounds, which NumPy 2.5 refuses.
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    patch_lang_tensor = interpreter._patch_lang_tensor
     where = {"DEVICE": torch.device("cpu"), "INTERPRETER": True, "DTYPES": (torch.float32, torch.float16)}
     before = {name: getattr(runtime, name) for name in where}
     try:
@@ -434,9 +441,11 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
             setattr(runtime, name, value)
         JITFunction.run = InterpretedFunction.run = run
         Autotuner.run = run_first_configuration
+        interpreter._patch_lang_tensor = patch_tensor
         yield
     finally:
         for owner, original in _RUN.items():
             owner.run = original
+        interpreter._patch_lang_tensor = patch_lang_tensor
         for name, value in before.items():
             setattr(runtime, name, value)
