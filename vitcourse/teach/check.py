@@ -2,8 +2,9 @@
 
     check.add(my_add)
     Wrong. Smallest failing case: size 1 in float32.
-    Program (0, 0, 0) of my_kernel loads from outside of x_ptr: element 1, and it has 1. The line: `x = tl.load(x_ptr + offsets)`
-    Hint: ...
+    Program (0, 0, 0) of my_kernel loads outside of x_ptr: element 1, and it has 1.
+    The line: `x = tl.load(x_ptr + offsets)`
+    Hint: This load has no mask, and the last block reaches past the end: add mask=offsets < size.
 
 A check draws fresh random inputs at every call, and says nothing that depends on them, on the machine or on the time, so
 that a recorded notebook can be compared with a new run. It never raises for a wrong answer.
