@@ -380,6 +380,18 @@ def test_elementwise_and_rows(dtype, shape, layout):
         check_layer_norm(x, shape[-1:], y.reshape(-1, shape[-1])[0] if y.numel() else y.new_zeros(shape[-1:]))
 
 
+def test_add_every_broadcast_of_four_dimensions(dtype):
+    # Four that do not merge are as many as the kernel decodes; each operand has 1 in any of them.
+    sizes = (2, 3, 4, 5)
+    operands = []
+    for mask in range(16):
+        shape = tuple(1 if mask >> i & 1 else size for i, size in enumerate(sizes))
+        operands.append((tensor(shape, dtype, seed=mask), tensor(shape, dtype, "stepped", seed=mask + 16)))
+    for a, _ in operands:
+        for _, b in operands:
+            assert torch.equal(kernels.add(a, b), a + b)
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("embedding", [8, 60, 64])
 def test_attention_reads_packed_queries_keys_and_values(dtype, embedding, is_causal):
