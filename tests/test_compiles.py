@@ -87,28 +87,32 @@ def types(architecture: int) -> list[str]:
     return ["fp16", "fp32", "bf16"] if architecture >= 80 else ["fp16", "fp32"]  # tensor cores know bfloat16 from sm_80 on
 
 
+def precision(architecture: int, dtype: str) -> str:
+    """What `runtime.dot_precision` says there, at PyTorch's default setting."""
+    return "tf32x3" if dtype == "fp32" and architecture >= 80 else "ieee"
+
+
 def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
     configs = importlib.import_module("vitcourse.kernels.linear").CONFIGS
 
     def job(config, dtype, activation=None, bias=True, residual=True, tma=False, **rest) -> Job:
         m, n, k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-        flags = {"HAS_BIAS": bias, "ACTIVATION": activation, "HAS_RESIDUAL": residual, "TMA": tma, "PRECISION": "ieee"}
+        flags = {"HAS_BIAS": bias, "ACTIVATION": activation, "HAS_RESIDUAL": residual, "TMA": tma}
+        flags["PRECISION"] = precision(architecture, dtype)
         flags |= {"K_FITS": True} | {name: value for name, value in rest.items() if name in ("PRECISION", "K_FITS")}
         absent = {"bias_ptr": None} if not bias else {}
         absent |= {"residual_ptr": None} if not residual else {}
         return Job(
             architecture, "linear", "linear_kernel", dtype, flags | absent | config.blocks, config.num_warps, config.num_stages,
-            estimate=configs.shared_bytes(config, ITEMSIZE[dtype]),
+            estimate=configs[ITEMSIZE[dtype]].shared_bytes(config, ITEMSIZE[dtype]),
             descriptors={"input": (m, k), "weight": (n, k)} if tma else {}, aligned=rest.get("aligned", True),
         )  # fmt: skip
 
-    half, single = (configs.fitting(shared, size) for size in (2, 4))
+    half, single = (configs[size].fitting(shared, size) for size in (2, 4))
     for config in half:
-        yield job(config, "fp16", "gelu", K_FITS=False)
-        if architecture >= 90:
-            yield job(config, "fp16", "gelu", tma=True)
+        yield job(config, "fp16", "gelu", tma=architecture >= 90, K_FITS=False)
     for config in single:
-        yield job(config, "fp32")
+        yield job(config, "fp32", tma=architecture >= 90)
     smallest = half[-1]
     yield job(single[-1], "fp32", PRECISION="tf32")
     yield job(smallest, "fp16", "relu", bias=False, residual=False)
@@ -127,7 +131,7 @@ def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
     table = importlib.import_module("vitcourse.kernels.attention")._configs
 
     def job(config, dtype, causal, estimate, **rest) -> Job:
-        constants = {"CAUSAL": causal, "PRECISION": "ieee"} | config.blocks
+        constants = {"CAUSAL": causal, "PRECISION": precision(architecture, dtype)} | config.blocks
         return Job(
             architecture, "attention", "attention_kernel", dtype, constants, config.num_warps, config.num_stages, estimate, **rest
         )
@@ -147,7 +151,7 @@ def product_jobs(architecture: int) -> Iterator[Job]:
     everything = {"PATCH_HEIGHT": 16, "PATCH_WIDTH": 16, "HAS_BIAS": True, "HAS_CLASS": True, "HAS_POSITION": True}
     for dtype in types(architecture):
         for module, config, constants in (("bmm", bmm, {}), ("patch_embed", patch_embed, everything)):
-            constants = constants | config.blocks | {"PRECISION": "ieee"}
+            constants = constants | config.blocks | {"PRECISION": precision(architecture, dtype)}
             yield Job(architecture, module, f"{module}_kernel", dtype, constants, config.num_warps, config.num_stages)
 
 
@@ -239,15 +243,17 @@ def test_something_fits_everywhere():
     linear = importlib.import_module("vitcourse.kernels.linear").CONFIGS
     attention = importlib.import_module("vitcourse.kernels.attention")._configs
     sizes = (16, 32, 64, 128, 256)
-    for configs in (linear, *(attention(d, v) for d in sizes for v in sizes)):
+    tables = [(configs, (itemsize,)) for itemsize, configs in linear.items()]
+    tables += [(attention(d, v), (2, 4)) for d in sizes for v in sizes]
+    for configs, itemsizes in tables:
         for architecture, shared in runtime.SHARED_MEMORY.items():
-            for itemsize in (2, 4):
+            for itemsize in itemsizes:
                 assert configs.fitting(shared, itemsize), f"{configs.kernel}: nothing fits sm_{architecture} at {itemsize} bytes"
 
 
 def test_every_pinned_configuration_is_a_candidate():
     linear = importlib.import_module("vitcourse.kernels.linear").CONFIGS
-    for configs in (linear, importlib.import_module("vitcourse.kernels.attention")._configs(64, 64)):
+    for configs in (*linear.values(), importlib.import_module("vitcourse.kernels.attention")._configs(64, 64)):
         for pinned in configs.pinned.values():
             assert all(config in configs.candidates for config in pinned.values())
 

@@ -474,9 +474,14 @@ def fits(configs: runtime.Configs, config: runtime.Config, dtype: torch.dtype) -
         pytest.skip("takes more shared memory than this GPU has")
 
 
-@pytest.mark.parametrize("config", LINEAR.CONFIGS.candidates, ids=lambda config: "x".join(map(str, config.blocks.values())))
+LINEAR_CONFIGS = list({id(config): config for table in LINEAR.CONFIGS.values() for config in table.candidates}.values())
+
+
+@pytest.mark.parametrize("config", LINEAR_CONFIGS, ids=lambda config: "x".join(map(str, config.blocks.values())))
 def test_linear_small_blocks(dtype, config):
-    fits(LINEAR.CONFIGS, config, dtype)
+    if config not in LINEAR.CONFIGS[dtype.itemsize].candidates:
+        pytest.skip("a configuration for the other types")
+    fits(LINEAR.CONFIGS[dtype.itemsize], config, dtype)
     # More tile rows than a group has, in a number that leaves a smaller last group; 16-byte aligned and not.
     for M, N, K in (
         (config.blocks["BLOCK_M"] * 10 + 3, 40, 72),
@@ -747,10 +752,11 @@ def test_sums_are_kept_in_float32():
 
 
 def test_a_float32_product_follows_pytorchs_setting(monkeypatch):
+    tensor_cores = runtime.capability() >= 80
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert runtime.dot_precision(torch.float32) == "ieee"
+    assert runtime.dot_precision(torch.float32) == ("tf32x3" if tensor_cores else "ieee")
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
-    assert runtime.dot_precision(torch.float32) == ("ieee" if runtime.INTERPRETER else "tf32")
+    assert runtime.dot_precision(torch.float32) == ("tf32" if tensor_cores else "ieee")
     assert runtime.dot_precision(torch.float16) == "ieee"
 
 

@@ -53,25 +53,31 @@ def describe() -> str:
 
 
 @functools.cache  # asked at every launch, and the driver takes its time to answer
-def _properties(device: int) -> tuple[str, int, int]:
-    """A CUDA device's name, compute capability as one number, and bytes of shared memory that one program may use."""
-    properties = torch.cuda.get_device_properties(device)
-    return properties.name, 10 * properties.major + properties.minor, properties.shared_memory_per_block_optin
+def _properties(device: int):
+    return torch.cuda.get_device_properties(device)
 
 
 def gpu_name() -> str:
     """The current CUDA device's name, such as "NVIDIA H200"; "no GPU" where kernels do not run on one."""
-    return _properties(torch.cuda.current_device())[0] if DEVICE.type == "cuda" else "no GPU"
+    return _properties(torch.cuda.current_device()).name if DEVICE.type == "cuda" else "no GPU"
 
 
 def capability() -> int:
     """The current CUDA device's compute capability as one number: 90 for sm_90. 0 where kernels do not run on a GPU."""
-    return _properties(torch.cuda.current_device())[1] if DEVICE.type == "cuda" else 0
+    if DEVICE.type != "cuda":
+        return 0
+    properties = _properties(torch.cuda.current_device())
+    return 10 * properties.major + properties.minor
+
+
+def multiprocessors() -> int:
+    """Multiprocessors of the current CUDA device: 132 on an H200."""
+    return _properties(torch.cuda.current_device()).multi_processor_count
 
 
 def shared_memory() -> int:
     """Bytes of shared memory that one program may use on the current CUDA device."""
-    return _properties(torch.cuda.current_device())[2]
+    return _properties(torch.cuda.current_device()).shared_memory_per_block_optin
 
 
 def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
@@ -113,9 +119,16 @@ def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """What `tl.dot` is told for its `input_precision`: a float32 product follows torch.get_float32_matmul_precision()."""
-    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact or INTERPRETER else "tf32"
+    """What `tl.dot` is told for its `input_precision`: a float32 product follows torch.get_float32_matmul_precision().
+
+    "highest" asks for float32 in full. From sm_80 on that is "tf32x3": each operand is split into two tf32 numbers, and
+    three of their four products are summed on the tensor cores (Ootomo and Yokota, arXiv 2203.03341). On an H200, at
+    ViT-B/16's shapes, it is nearer to float64 than cuBLAS's float32, and faster; "ieee", one multiply-add after another,
+    is neither. "high" and "medium" are "tf32".
+    """
+    if dtype != torch.float32 or capability() < 80:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ turns up (FlashAttention-2, Dao, arXiv 2307.08691). Operands are read where they
 keys and values of a ViT need no copy, and the result is laid out as tokens.
 """
 
+import functools
 import math
 
 import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, Configs, check_tensors, dot_precision
+from ..runtime import INTERPRETER, Config, Configs, check_tensors, dot_precision, multiprocessors
 
 LARGEST_HEAD = 256
 
@@ -84,31 +85,31 @@ def _shared_bytes(config: Config, itemsize: int) -> int:
     # Besides keys and values, for each query: its elements, its weights and a float32 to reduce, or a float32 row that
     # changes its layout. On sm_75, in place of all that: float32 rows of the result and of the weights.
     a_query = max((widest + b["BLOCK_N"]) * itemsize + 4, max(widest, b["BLOCK_N"]) * 4)
+    if itemsize == 4:  # tf32x3 keeps what is left of the queries after rounding beside them
+        a_query = max(a_query, 2 * b["BLOCK_D"] * 4)
     return max(keys_and_values + b["BLOCK_M"] * a_query, b["BLOCK_M"] * (widest + b["BLOCK_N"]) * 4)
 
 
+@functools.cache
 def _configs(block_d: int, block_v: int) -> Configs:
     def config(m: int, n: int, stages: int) -> Config:
         return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "BLOCK_V": block_v}, num_warps=4, num_stages=stages)
 
-    tall, short = config(128, 32, 3), config(64, 64, 3)
+    tall, short, tall_shallow, short_shallow = config(128, 32, 3), config(64, 64, 3), config(128, 32, 2), config(64, 64, 2)
     return Configs(
         f"attention {block_d} {block_v}",
-        candidates=[tall, short, config(64, 32, 2), config(32, 32, 1), config(16, 16, 1)],
+        candidates=[tall, short, tall_shallow, short_shallow, config(64, 32, 2), config(32, 32, 1), config(16, 16, 1)],
         shared_bytes=_shared_bytes,
-        # ViT-B/16's heads at batch 1 and 8, 32 and 256; see `_shape_class`.
-        pinned={"NVIDIA H200": {"few 256 False 2": short, "many 256 False 2": tall}} if block_d == block_v == 64 else {},
+        # Measured with ViT-B/16's heads at batch 1, 8, 32 and 256. Shape class and bytes an element.
+        pinned={"NVIDIA H200": {"few 2": short, "many 2": tall, "few 4": short_shallow, "many 4": tall_shallow}}
+        if block_d == block_v == 64
+        else {},
     )
 
 
-def _shape_class(batch: int, heads: int, queries: int, keys: int, causal: bool) -> str:
-    """Whether 128-row blocks of queries fill a large GPU (132 multiprocessors, two programs each), and keys by length."""
-    many = batch * heads * triton.cdiv(queries, 128) >= 2 * 132
-    length = next((limit for limit in (64, 256, 1024) if keys <= limit), "long")
-    return f"{'many' if many else 'few'} {length} {causal}"
-
-
-_tables: dict[tuple[int, int], Configs] = {}
+def _shape_class(batch: int, heads: int, queries: int) -> str:
+    """Whether blocks of 128 queries keep every multiprocessor busy with two programs."""
+    return "many" if batch * heads * triton.cdiv(queries, 128) >= 2 * multiprocessors() else "few"
 
 
 def scaled_dot_product_attention(
@@ -162,8 +163,5 @@ def scaled_dot_product_attention(
         m, n = (min(max(16, triton.next_power_of_2(size)), 256) for size in (queries, keys))
         launch(Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "BLOCK_V": block_v}))
         return output
-    if (block_d, block_v) not in _tables:
-        _tables[block_d, block_v] = _configs(block_d, block_v)
-    shape_class = _shape_class(batch, heads, queries, keys, is_causal)
-    launch(_tables[block_d, block_v].choose(shape_class, query.dtype, launch))
+    launch(_configs(block_d, block_v).choose(_shape_class(batch, heads, queries), query.dtype, launch))
     return output

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..runtime import INTERPRETER, Config, Configs, capability, check_tensors, dot_precision
+from ..runtime import INTERPRETER, Config, Configs, capability, check_tensors, dot_precision, multiprocessors
 from .gelu import gelu_erf, gelu_erf_fast, gelu_tanh
 
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh")
@@ -85,6 +85,8 @@ def _blocks(m: int, n: int, k: int, group: int = 8) -> dict[str, int]:
 def _shared_bytes(config: Config, itemsize: int) -> int:
     b = config.blocks
     tiles = (b["BLOCK_M"] + b["BLOCK_N"]) * b["BLOCK_K"] * itemsize * config.num_stages
+    if itemsize == 4:  # tf32x3 keeps what is left of the input's tile after rounding beside it
+        tiles += b["BLOCK_M"] * b["BLOCK_K"] * 4
     # The epilogue may pass the output tile through shared memory to change its layout.
     return max(tiles, b["BLOCK_M"] * b["BLOCK_N"] * 4) + 1024
 
@@ -93,28 +95,51 @@ LARGE = Config(_blocks(128, 256, 64), num_warps=8, num_stages=3)
 SQUARE = Config(_blocks(128, 128, 64), num_warps=4, num_stages=3)
 LOW = Config(_blocks(64, 128, 64), num_warps=4, num_stages=4)
 SMALL = Config(_blocks(64, 32, 128), num_warps=4, num_stages=4)
-CONFIGS = Configs(
-    "linear",
-    candidates=[
-        LARGE,
-        SQUARE,
-        LOW,
-        SMALL,
-        Config(_blocks(128, 128, 32), num_warps=4, num_stages=3),
-        Config(_blocks(64, 64, 32), num_warps=4, num_stages=3),
-        Config(_blocks(64, 64, 16), num_warps=4, num_stages=2),
-    ],
-    shared_bytes=_shared_bytes,
-    # ViT-B/16 at batch 1, 8, 32 and 256, 16-bit types. Rows x out_features x in_features; see `_shape_class`.
-    pinned={
-        "NVIDIA H200": {
-            "256x2304x768 2": LOW, "256x768x768 2": SMALL, "256x3072x768 2": LOW, "256x768x3072 2": SMALL,
-            "4096x2304x768 2": SQUARE, "4096x768x768 2": LOW, "4096x3072x768 2": SQUARE, "4096x768x3072 2": SQUARE,
-            "16384x2304x768 2": SQUARE, "16384x768x768 2": SQUARE, "16384x3072x768 2": SQUARE, "16384x768x3072 2": SQUARE,
-            "manyx2304x768 2": SQUARE, "manyx768x768 2": SQUARE, "manyx3072x768 2": SQUARE, "manyx768x3072 2": LARGE,
+# Shallower in K, for float32's larger elements and for GPUs with less shared memory.
+LARGE_SHALLOW = Config(_blocks(128, 256, 32), num_warps=8, num_stages=3)
+LOW_SHALLOW = Config(_blocks(64, 128, 32), num_warps=4, num_stages=4)
+NARROW_SHALLOW = Config(_blocks(128, 64, 32), num_warps=4, num_stages=3)
+SMALL_SHALLOW = Config(_blocks(64, 64, 32), num_warps=4, num_stages=3)
+LEAST = Config(_blocks(64, 64, 16), num_warps=4, num_stages=2)
+
+# By bytes an element. Pinned: measured at ViT-B/16's four shapes and batch 1, 8, 32 and 256.
+CONFIGS = {
+    2: Configs(
+        "linear",
+        candidates=[LARGE, SQUARE, LOW, SMALL, NARROW_SHALLOW, SMALL_SHALLOW],
+        shared_bytes=_shared_bytes,
+        pinned={"NVIDIA H200": {"few 2": SMALL, "some 2": LOW, "many 2": SQUARE, "many deep 2": LARGE}},
+    ),
+    4: Configs(
+        "linear float32",
+        candidates=[LARGE_SHALLOW, LOW_SHALLOW, NARROW_SHALLOW, SMALL_SHALLOW, LEAST],
+        shared_bytes=_shared_bytes,
+        pinned={
+            "NVIDIA H200": {
+                "few tf32 4": LOW_SHALLOW, "some tf32 4": LOW_SHALLOW,
+                "many tf32 4": LARGE_SHALLOW, "many deep tf32 4": LARGE_SHALLOW,
+                "many tf32x3 4": NARROW_SHALLOW, "many deep tf32x3 4": NARROW_SHALLOW,
+            },
         },
-    },
-)  # fmt: skip
+    ),
+}  # fmt: skip
+
+
+def _shape_class(M: int, N: int, K: int, precision: str) -> str:
+    """How many tiles there are for how many multiprocessors, which decides how large a tile may be.
+
+    "many": 128 x 128 tiles for half of the multiprocessors or more; "some": 64 x 128 tiles for half of them; "few": neither.
+    "many deep": even 128 x 256 tiles come round four times, and K is long enough to make up for their slow start.
+    """
+    half = multiprocessors() / 2
+
+    def tiles(m: int, n: int) -> int:
+        return triton.cdiv(M, m) * triton.cdiv(N, n)
+
+    kind = "many" if tiles(128, 128) >= half else "some" if tiles(64, 128) >= half else "few"
+    if K >= 2048 and tiles(128, 256) >= 8 * half:
+        kind = "many deep"
+    return kind if precision == "ieee" else f"{kind} {precision}"
 
 
 def _aligned(tensor: torch.Tensor) -> bool:
@@ -187,11 +212,8 @@ def linear(
             TMA=tma, K_FITS=K % block_k == 0, **config.options(),
         )  # fmt: skip
 
-    launch(_interpreter_config(M, N, K) if INTERPRETER else CONFIGS.choose(_shape_class(M, N, K), x.dtype, launch))
+    if INTERPRETER:
+        launch(_interpreter_config(M, N, K))
+    else:
+        launch(CONFIGS[x.element_size()].choose(_shape_class(M, N, K, precision), x.dtype, launch))
     return output
-
-
-def _shape_class(M: int, N: int, K: int) -> str:
-    """Rows by powers of four from 64 up, so that a new batch size rarely means a new search; N and K are the model's own."""
-    rows = next((limit for limit in (64, 256, 1024, 4096, 16384) if M <= limit), "many")
-    return f"{rows}x{N}x{K}"
