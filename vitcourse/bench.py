@@ -136,6 +136,39 @@ def time_to_first_result(provider: str) -> float:
         raise RuntimeError(f"{provider} gave no result in a fresh process (exit status {process.wait()})")
 
 
+def profile(batch: int) -> list[measure.Measurement]:
+    """The GPU time of one of our forward passes, operation by operation: each is one kernel, told by its place in the order."""
+    block = ["layer norm", "qkv", "attention", "out + residual", "layer norm", "fc1 + gelu", "fc2 + residual"]
+    names = ["patch embedding + position", *block * CONFIG.num_hidden_layers, "layer norm", "classifier"]
+    model = build("vitcourse", torch.bfloat16)
+    pixel_values = torch.randn(batch, 3, *CONFIG.image_shape, device="cuda", dtype=torch.bfloat16)
+    passes = 20
+    with torch.inference_mode():
+        for _ in range(passes):
+            model(pixel_values)
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recording:
+            for _ in range(passes):
+                model(pixel_values)
+            torch.cuda.synchronize()
+    events = [event for event in recording.events() if event.name.endswith("_kernel")]
+    events.sort(key=lambda event: event.time_range.start)
+    if len(events) != passes * len(names):
+        raise RuntimeError(f"{len(events)} kernels in {passes} passes; {len(names)} a pass were expected")
+    total = sum(event.device_time for event in events)
+    rows = []
+    for name in dict.fromkeys(names):
+        mine = [event.device_time for place, event in enumerate(events) if names[place % len(names)] == name]
+        ms = sum(mine) / passes / 1e3
+        rows.append(
+            measure.measurement(
+                "vitcourse", (ms,) * 3, metric="percent of forward", value=100 * sum(mine) / total,
+                dtype="bfloat16", shape=name, batch=batch,
+            )
+        )  # fmt: skip
+    return rows
+
+
 def run_all(batches: tuple[int, ...], names: list[str], directory: Path | None) -> list[measure.Measurement]:
     """Measure every provider at every batch size and write after each, so that a run cut short keeps what it has."""
     ceiling_rows = measure.measure_ceilings()
@@ -187,6 +220,7 @@ def run_all(batches: tuple[int, ...], names: list[str], directory: Path | None) 
             )
             measure.write("vit_forward", rows, directory)
             print(f"{name:26} {seconds:6.1f} s from process start to the first result, cold caches", flush=True)
+    measure.write("vit_profile", profile(max(batches)), directory)
     return rows
 
 
