@@ -1,0 +1,325 @@
+"""The lessons' figures. Each function draws one, shows it with a text for those who cannot see it, and returns nothing.
+
+Figures stand on a white card of their own, so they read the same on light and dark pages.
+"""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")  # drawn to a PNG here and shown by IPython, whatever the notebook's own setting
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from .. import measure
+from .cost import Operation
+from .trace import Trace
+
+INK, QUIET, FAINT, ACCENT = "#1f2933", "#7b8794", "#e4e7eb", "#d9480f"
+# Okabe and Ito's palette, told apart by most colour-blind readers; pale versions carry dark text.
+COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999933", "#882255"]
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET,
+    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.color": FAINT, "axes.axisbelow": True, "figure.facecolor": "white", "axes.facecolor": "white",
+    "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold",
+}  # fmt: skip
+
+
+def png(figure: plt.Figure) -> bytes:
+    """The figure as a PNG on a white card."""
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer, format="png", dpi=144, bbox_inches="tight", pad_inches=0.2, facecolor="white", metadata={"Software": None}
+    )
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def show(figure: plt.Figure, alt: str) -> None:
+    """Show `figure` in a notebook at half its pixels (it is drawn for dense screens), with `alt` as its alternative text."""
+    from IPython.display import display
+
+    data = png(figure)
+    width = int.from_bytes(data[16:20], "big") // 2  # from the PNG's header
+    bundle = {"image/png": data, "text/plain": "Figure: " + alt}
+    display(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": width}})
+
+
+def _pale(colour: str, amount: float = 0.65) -> tuple[float, ...]:
+    return tuple(amount + (1 - amount) * channel for channel in matplotlib.colors.to_rgb(colour))
+
+
+def _colour(program: int) -> str:
+    return COLOURS[program % len(COLOURS)]
+
+
+def tiles(trace: Trace, names: dict[str, str] | None = None) -> None:
+    """Which program reads or writes each element of every tensor of a kernel on vectors, drawn from its recorded accesses.
+
+    names: parameter to label, and which tensors to draw; by default all, by their parameters' names. Lanes that the mask
+    switched off are drawn as dashed cells past the end, where they would have gone.
+    """
+    launch = trace.launches[-1]
+    names = names or {name: name for name in launch.tensors}
+    size = max(launch.tensors[name].numel() for name in names)
+    extra = max((access.masked for access in trace.accesses), default=0)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(min(11, 0.55 * (size + extra) + 1.6), 0.85 * len(names) + 0.5))
+        axes.axis("off")
+        for row, (name, label) in enumerate(names.items()):
+            y = -1.5 * row
+            axes.text(-0.35, y + 0.5, label, ha="right", va="center", family="DejaVu Sans Mono")
+            kind = ""
+            for access in trace.accesses:
+                if access.tensor != name:
+                    continue
+                kind = "reads" if access.kind == "load" else "writes"
+                colour = _colour(access.program[0])
+                for element in access.elements:
+                    axes.add_patch(Rectangle((element + 0.04, y), 0.92, 1, facecolor=_pale(colour), edgecolor=colour, lw=1.2))
+                    axes.text(element + 0.5, y + 0.5, str(element), ha="center", va="center", fontsize=9)
+                for lane in range(access.masked):
+                    place = (access.elements.max(initial=size - 1) + 1 + lane + 0.04, y)
+                    axes.add_patch(Rectangle(place, 0.92, 1, facecolor="none", edgecolor=colour, lw=1, linestyle=(0, (3, 2))))
+            axes.text(size + extra + 0.3, y + 0.5, kind, ha="left", va="center", color=QUIET)
+        programs = sorted({access.program[0] for access in trace.accesses})
+        for program in programs:
+            mine = np.concatenate([a.elements for a in trace.accesses if a.program[0] == program])
+            middle = (mine.min() + mine.max() + 1) / 2
+            text = f"program {program}" if mine.max() > mine.min() + 1 else f"p {program}"
+            axes.text(middle, 1.35, text, ha="center", va="bottom", color=_colour(program), weight="bold")
+        axes.set_xlim(-2.4, size + extra + 1.8)
+        axes.set_ylim(-1.5 * (len(names) - 1) - 0.3, 2)
+    parts = []
+    for program in programs:
+        mine = np.concatenate([a.elements for a in trace.accesses if a.program[0] == program])
+        masked = max(a.masked for a in trace.accesses if a.program[0] == program)
+        parts.append(
+            f"program {program} owns elements {mine.min()} to {mine.max()}" + (f" and has {masked} masked lanes" * bool(masked))
+        )
+    show(figure, f"Vectors of {size} elements ({', '.join(names.values())}): " + "; ".join(parts) + ".")
+
+
+def sectors(traces: dict[str, Trace], tensor: str, lanes: int = 32) -> None:
+    """The 32-byte sectors that one warp's first load touches in each of `traces` (label to trace), as rows of cells.
+
+    A GPU fetches memory in sectors of 32 bytes; `lanes` is how many elements the warp's 32 threads ask for at a time.
+    """
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(9, 0.95 * len(traces) + 0.6))
+        axes.axis("off")
+        notes = []
+        for row, (label, trace) in enumerate(traces.items()):
+            access = next(a for a in trace.accesses if a.tensor == tensor and a.kind == "load" and a.program == (0, 0, 0))
+            byte = access.elements[:lanes] * access.itemsize
+            touched = np.unique(byte // 32)
+            y, total = -1.25 * row, 34
+            for sector in range(total):
+                hit = sector in touched
+                face = _pale(COLOURS[0], 0.55) if hit else "white"
+                axes.add_patch(Rectangle((sector, y), 1, 0.8, facecolor=face, edgecolor=COLOURS[0] if hit else FAINT, lw=0.8))
+                for asked in byte[byte // 32 == sector]:
+                    left = sector + (asked % 32) / 32
+                    axes.add_patch(Rectangle((left, y), access.itemsize / 32, 0.8, facecolor=ACCENT, edgecolor="white", lw=0.4))
+            used = 100 * lanes * access.itemsize / (32 * len(touched))
+            note = f"{len(touched)} sectors, {32 * len(touched)} bytes fetched, {used:.0f} % of them used"
+            notes.append(f"{label}: {note}")
+            axes.text(-0.3, y + 0.4, label, ha="right", va="center", family="DejaVu Sans Mono", fontsize=9)
+            shown = note + ("" if touched.max() < total else f" (the first {total} are drawn)")
+            axes.text(0, y - 0.08, shown, ha="left", va="top", color=QUIET, fontsize=8.5)
+        axes.set_xlim(-6, 35)
+        axes.set_ylim(-1.25 * (len(traces) - 1) - 0.45, 1)
+    show(figure, f"32-byte sectors of memory touched by the first {lanes} lanes of a load. " + "; ".join(notes) + ".")
+
+
+def _finish(axes: plt.Axes, rows: Sequence[measure.Measurement]) -> None:
+    row = rows[0]
+    note = f"{row.gpu}, {row.date}, PyTorch {row.torch.split('+')[0]}, Triton {row.triton}"
+    axes.figure.text(0.99, -0.02, note, ha="right", va="top", fontsize=8, color=QUIET)
+
+
+def bandwidth(rows: Sequence[measure.Measurement], ceiling: float, title: str = "") -> None:
+    """GB/s against the size of the problem, a line a provider, with the measured copy bandwidth (bytes/s) as the limit.
+
+    rows: measurements whose `shape` is a number of elements and whose metric is GB/s.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4.2))
+        axes.axhline(ceiling / 1e9, color=ACCENT, lw=1.5, linestyle="--")
+        axes.text(
+            0.01,
+            ceiling / 1e9,
+            f" copy: {ceiling / 1e9:,.0f} GB/s",
+            color=ACCENT,
+            va="bottom",
+            transform=axes.get_yaxis_transform(),
+        )
+        notes = []
+        for index, provider in enumerate(dict.fromkeys(row.provider for row in rows)):
+            mine = [row for row in rows if row.provider == provider]
+            sizes, values = [int(row.shape) for row in mine], [row.value for row in mine]
+            marker = "os^Dvp"[index % 6]
+            axes.plot(sizes, values, color=COLOURS[index], marker=marker, ms=5, lw=1.8, label=provider)
+            notes.append(f"{provider} from {values[0]:,.0f} GB/s at {sizes[0]:,} elements to {values[-1]:,.0f} at {sizes[-1]:,}")
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0, None)
+        axes.set(xlabel="elements", ylabel="GB/s (bytes read and written)", title=title)
+        axes.legend(frameon=False, loc="lower right")
+        _finish(axes, rows)
+    show(
+        figure, f"{title or 'Bandwidth'} on {rows[0].gpu}: " + "; ".join(notes) + f"; the copy reaches {ceiling / 1e9:,.0f} GB/s."
+    )
+
+
+def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype: str = "bfloat16") -> None:
+    """The most FLOP/s that a machine can reach against FLOPs a byte, with operations placed at their intensity."""
+    peak, ridge = ceilings.flops[dtype], ceilings.flops[dtype] / ceilings.bandwidth
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4.6))
+        x = np.array([0.05, ridge, 4000])
+        axes.plot(x, np.minimum(peak, x * ceilings.bandwidth) / 1e12, color=INK, lw=2)
+        axes.axvline(ridge, color=FAINT, lw=1.2)
+        axes.text(ridge * 1.1, 0.16, f"{ridge:.0f} FLOP/byte", color=QUIET, fontsize=9)
+        axes.text(0.07, 0.75, f"memory: {ceilings.bandwidth / 1e12:.2f} TB/s", rotation=36, color=QUIET, fontsize=9)
+        axes.text(ridge * 1.15, peak / 1e12 * 1.15, f"arithmetic: {peak / 1e12:.0f} TFLOP/s", color=QUIET, fontsize=9)
+        for index, operation in enumerate(sorted(operations, key=lambda o: o.intensity)):
+            reach = min(peak, operation.intensity * ceilings.bandwidth) / 1e12
+            colour = COLOURS[0] if operation.intensity < ridge else COLOURS[5]
+            axes.plot(operation.intensity, reach, "o", color=colour, ms=6)
+            axes.annotate(
+                operation.name, (operation.intensity, reach), xytext=(7, -12 if index % 2 else -3), textcoords="offset points",
+                fontsize=8.5, color=colour,
+            )  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlim=(0.05, 4000), ylim=(0.1, 3 * peak / 1e12))
+        axes.set(
+            xlabel="FLOPs a byte moved (intensity)", ylabel="TFLOP/s at most", title=f"Roofline of one {ceilings.gpu}, {dtype}"
+        )
+    below = [operation.name for operation in operations if operation.intensity < ridge]
+    above = [operation.name for operation in operations if operation.intensity >= ridge]
+    show(
+        figure, f"Roofline: left of {ridge:.0f} FLOP/byte, bound by memory: {', '.join(below)}. Right of it: {', '.join(above)}."
+    )
+
+
+def _box(axes: plt.Axes, x: float, y: float, w: float, h: float, text: str, colour: str, marked: bool = False) -> None:
+    face = ACCENT if marked else _pale(colour, 0.75)
+    patch = FancyBboxPatch(
+        (x, y), w, h, boxstyle="round,pad=0,rounding_size=0.12", facecolor=face, edgecolor=ACCENT if marked else colour
+    )
+    axes.add_patch(patch)
+    axes.text(
+        x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=9, linespacing=1.35,
+        color="white" if marked else INK, weight="bold" if marked else "normal",
+    )  # fmt: skip
+
+
+def vit_map(marked: Sequence[str] = ()) -> None:
+    """ViT-B/16 from pixels to logits, with the operations in `marked` (names of `cost.operations`) picked out."""
+    steps = [
+        ("layer norm", "layer norm"), ("qkv", "qkv\nlinear"), ("attention", "attention"), ("out", "out\nlinear"),
+        ("residual add", "+"), ("layer norm", "layer norm"), ("fc1", "fc1\nlinear"), ("gelu", "GELU"), ("fc2", "fc2\nlinear"),
+        ("residual add", "+"),
+    ]  # fmt: skip
+    widths = [0.55 if label == "+" else 1.15 for _, label in steps]
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(11.5, 3.1))
+        axes.axis("off")
+        x, y = 0.3, 0.55
+        width = sum(widths) + 0.18 * (len(widths) + 1)
+        frame = FancyBboxPatch(
+            (x - 0.1, y - 0.45), width, 1.85, boxstyle="round,pad=0,rounding_size=0.15", facecolor="#f8f9fa", edgecolor=QUIET
+        )
+        axes.add_patch(frame)
+        axes.text(x + width - 0.25, y + 1.15, "12 times", ha="right", va="center", color=QUIET, fontsize=9)
+        axes.text(x + 0.05, y - 0.25, "(batch, 197, 768) in and out", color=QUIET, fontsize=8.5, va="center")
+        x += 0.08
+        places = {}
+        for index, ((name, label), w) in enumerate(zip(steps, widths)):
+            colour = COLOURS[0] if "linear" in label or name == "attention" else COLOURS[2]
+            _box(axes, x, y, w, 0.85, label, colour, name in marked)
+            places[index] = x + w / 2
+            x += w + 0.18
+        for start, end in ((0, 4), (5, 9)):  # the residual's way round
+            left, right, top = places[start] - 0.66, places[end], y + 1.0
+            axes.plot([left, left, right, right], [y + 0.45, top, top, y + 0.85], color=QUIET, lw=1)
+        top = 2.5
+        _box(axes, 0.2, top, 1.9, 0.75, "pixels\n(batch, 3, 224, 224)", QUIET)
+        _box(axes, 2.4, top, 1.9, 0.75, "patch embedding\n196 patches", COLOURS[0], "patch embedding" in marked)
+        _box(axes, 4.6, top, 2.1, 0.75, "class token and\nposition add", COLOURS[2], "position add" in marked)
+        _box(axes, 7.0, top, 1.5, 0.75, "12 blocks", QUIET)
+        _box(axes, 8.8, top, 1.3, 0.75, "layer norm", COLOURS[2], "layer norm" in marked)
+        _box(axes, 10.4, top, 1.8, 0.75, "classifier\n1,000 logits", COLOURS[0], "classifier" in marked)
+        for a, b in ((2.1, 2.4), (4.3, 4.6), (6.7, 7.0), (8.5, 8.8), (10.1, 10.4)):
+            axes.annotate("", (b, top + 0.375), (a, top + 0.375), arrowprops={"arrowstyle": "-|>", "color": QUIET, "lw": 1})
+        axes.set_xlim(0, 12.5)
+        axes.set_ylim(0, 3.4)
+    named = f" Marked: {', '.join(marked)}." if marked else ""
+    show(
+        figure,
+        "ViT-B/16: pixels, patch embedding, class token and position add, 12 blocks, layer norm, classifier. A block: "
+        "layer norm, qkv linear, attention, out linear, residual add, layer norm, fc1 linear, GELU, fc2 linear, residual add."
+        + named,
+    )
+
+
+def gpu(ceilings: measure.Ceilings) -> None:
+    """An H200 from the outside in: device memory, L2, multiprocessors, and what is inside one of them."""
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(11, 4.6))
+        axes.axis("off")
+        _box(
+            axes,
+            0,
+            0,
+            2.1,
+            5,
+            f"device memory\n(HBM3e)\n\n141 GB\n\n{ceilings.bandwidth / 1e12:.2f} TB/s\nmeasured, copying",
+            COLOURS[0],
+        )
+        _box(axes, 2.5, 0, 1.5, 5, "L2 cache\n\n60 MB\n\nshared by\nall SMs", COLOURS[4])
+        for row in range(11):
+            for column in range(12):
+                axes.add_patch(
+                    Rectangle((4.45 + 0.19 * column, 0.55 + 0.36 * row), 0.15, 0.28, facecolor=_pale(COLOURS[2], 0.5), lw=0)
+                )
+        axes.add_patch(Rectangle((4.45 + 0.19 * 11, 0.55 + 0.36 * 10), 0.15, 0.28, facecolor=ACCENT, lw=0))
+        axes.text(5.57, 4.75, "132 multiprocessors (SMs)", ha="center", weight="bold")
+        axes.text(5.57, 0.2, "one of them, larger:", ha="center", color=QUIET, fontsize=9)
+        axes.annotate("", (7.15, 3.2), (6.78, 4.25), arrowprops={"arrowstyle": "-|>", "color": ACCENT})
+        frame = FancyBboxPatch((7.2, 0), 4.6, 5, boxstyle="round,pad=0,rounding_size=0.15", facecolor="#f8f9fa", edgecolor=ACCENT)
+        axes.add_patch(frame)
+        for index in range(4):
+            x = 7.35 + 1.1 * index
+            _box(axes, x, 1.25, 1.0, 3.6, "", COLOURS[2])
+            text = "scheduler\n1 warp\na cycle\n\n16,384\nregisters\n\n32 float32\nlanes\n\n1 tensor\ncore"
+            axes.text(x + 0.5, 3.05, text, ha="center", va="center", fontsize=8.5, linespacing=1.3)
+        _box(axes, 7.35, 0.15, 4.3, 0.9, "256 KB shared memory and L1 cache\n(one program may use 227 KB of it)", COLOURS[1])
+        axes.set_xlim(-0.1, 12)
+        axes.set_ylim(-0.1, 5.2)
+    show(
+        figure,
+        "An H200 from the outside in: 141 GB of device memory, a 60 MB L2 cache shared by 132 multiprocessors; in one "
+        "multiprocessor four schedulers, each with 16,384 registers, 32 float32 lanes and a tensor core, and 256 KB of shared "
+        "memory and L1 cache between them.",
+    )
+
+
+def speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat16") -> plt.Figure:
+    """Images a second by provider at one batch size, as bars: the README's picture. Returns the figure."""
+    mine = [row for row in rows if row.metric == "images/s" and row.batch == batch and row.dtype == dtype]
+    mine.sort(key=lambda row: row.value)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(8, 0.36 * len(mine) + 1))
+        colours = [ACCENT if row.provider.startswith("vitcourse") else "#9aa5b1" for row in mine]
+        axes.barh([row.provider for row in mine], [row.value for row in mine], color=colours)
+        for row in mine:
+            axes.text(row.value, row.provider, f" {row.value:,.0f}", va="center", fontsize=9)
+        axes.set(title=f"ViT-B/16, forward, {dtype}, batch {batch}: images a second")
+        axes.set_xlim(0, 1.12 * mine[-1].value)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        _finish(axes, mine)
+    return figure
