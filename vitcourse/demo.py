@@ -12,7 +12,7 @@ from . import runtime
 from .classify import DEFAULT_MODEL, best, format_result, load_classifier, probabilities
 
 #: Digits to a forward pass. The last batch is smaller: kernels take any size.
-BATCH = 128
+BATCH = 32
 
 #: Held-out digits that the parity table is computed on.
 COMPARED = 32
@@ -56,15 +56,19 @@ def format_digits(images: np.ndarray, labels: np.ndarray, shares: torch.Tensor, 
 
 def _digits(model: torch.nn.Module, folder: Path) -> torch.Tensor:
     """Classify the held-out digits, print some and the accuracy; the pixel values of a few for the table."""
+    from tqdm import tqdm
+
     from .data import load_digits_split
     from .images import preprocess
 
     _, _, images, labels = load_digits_split()
     pixel_values = preprocess([Image.fromarray(image) for image in images], folder)
-    shares = torch.cat([probabilities(model, batch) for batch in pixel_values.split(BATCH)])
+    batches = tqdm(pixel_values.split(BATCH), desc="digits", unit="batch", leave=False, file=sys.stderr)
+    shares = torch.cat([probabilities(model, batch) for batch in batches])
     right = shares.argmax(-1).numpy() == labels
-    # Five as they come and one that it gets wrong, where there is one: a tour of successes would tell less.
-    shown = [*range(5), *np.flatnonzero(~right)[:1]]
+    # The first of each of five digits, and one that it gets wrong, where there is one: a tour of successes would tell less.
+    first_of_each = np.unique(labels, return_index=True)[1]
+    shown = [*sorted(first_of_each)[:5], *np.flatnonzero(~right)[:1]]
     print(f"Some of the {len(images)} handwritten digits that it has never seen, and what it makes of them:\n")
     print(format_digits(images[shown], labels[shown], shares[shown], model.config.id2label))
     print(f"\nAccuracy on all {len(images)}: {100 * right.mean():.2f} % ({right.sum()} right).")
@@ -85,9 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     picture = load_image(arguments.image) if arguments.image else None
     print(f"Kernels run on {runtime.describe()}.")
     if runtime.INTERPRETER:
-        print(
-            "The same kernels run on a CUDA GPU. The interpreter shows that they are right; how fast they are, only a GPU shows."
-        )
+        print("The interpreter shows that the kernels are right. How fast they are, only a CUDA GPU shows.")
     embedded = not arguments.model
     name = "the embedded digits model" if embedded else arguments.model
     model, folder = load_classifier(arguments.model or DEFAULT_MODEL)
@@ -103,9 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         results = best(probabilities(model, pixel_values)[0], config.id2label, 5)
         print(format_result(arguments.image, results))
         if embedded:
-            print(
-                "This model knows digits only, white on black. For a photograph: make run MODEL=google/vit-base-patch16-224 IMAGE=..."
-            )
+            print("This model knows digits only, white on black. For a photograph, add MODEL=google/vit-base-patch16-224.")
         compared_on = "this picture"
     elif embedded:
         pixel_values = _digits(model, folder)
@@ -115,10 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("No picture was given (IMAGE=photo.jpg), so there is nothing to classify.")
         compared_on = "two images of random pixels"
 
-    print(
-        f"\nEvery layer beside Hugging Face's, same weights, on {compared_on}; the truth is Hugging Face's in float64:\n",
-        flush=True,
-    )
+    print(f"\nEvery layer beside Hugging Face's, with the same weights, on {compared_on}.")
+    print("The errors are distances from Hugging Face's model in float64.\n", flush=True)
     rows = verify.compare(folder, pixel_values)
     print(verify.format_table(rows))
 
