@@ -495,6 +495,25 @@ def test_linear_small_blocks(dtype, config):
             check_linear(x, weight)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_products_of_every_layout_in_small_blocks(dtype, layout):
+    # One operand at a time lies so, over several steps along K, the last of them partial.
+    M, N, K = 33, 35, 50
+    shapes = ((M, K), (N, K), (N,), (M, N))
+    plain = [tensor(shape, dtype, seed=i) for i, shape in enumerate(shapes)]
+    small_blocks = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}
+    for index, shape in enumerate(shapes):
+        operands = list(plain)
+        operands[index] = tensor(shape, dtype, layout, seed=10 + index)
+        x, weight, bias, residual = operands
+        with forced_config(LINEAR, runtime.Config(small_blocks | {"GROUP_M": 2}, 4, 2)):
+            check_linear(x, weight, bias, None, residual)
+    strided = [tensor((3, *shape), dtype, layout, seed=20 + i) for i, shape in enumerate(((M, K), (K, N)))]
+    with forced_config(BMM, runtime.Config(small_blocks, 4, 2)):
+        check_bmm(strided[0], plain[1].t().expand(3, K, N))
+        check_bmm(plain[0].expand(3, M, K), strided[1])
+
+
 ATTENTION_BLOCKS = [(16, 16), (16, 64), (64, 16), (128, 32)]
 
 
