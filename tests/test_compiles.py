@@ -6,8 +6,9 @@ that takes more of it than its table estimates, because the table decides what a
 
 Not every combination is compiled, which would take half an hour, but on every architecture there are
 
-- every configuration of `linear` that fits there: in float16 with bias, GELU and residual, in float32 (the most shared
-  memory), and in float16 through descriptors from sm_90 on; bfloat16 with its fast GELU, TF32, and every other flag in one;
+- every configuration of `linear` that fits there: in float16 with bias, GELU and residual, through pointers and, from sm_90
+  on, also through descriptors; in float32 (the most shared memory); bfloat16 with its fast GELU, TF32, and every other flag
+  in one of them;
 - every configuration of attention that fits there, in float16 with heads of 64; for each other head size and for the other
   types the first that fits, which takes the most shared memory;
 - `bmm` and `patch_embed` in every type;
@@ -110,7 +111,9 @@ def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
 
     half, single = (configs[size].fitting(shared, size) for size in (2, 4))
     for config in half:
-        yield job(config, "fp16", "gelu", tma=architecture >= 90, K_FITS=False)
+        yield job(config, "fp16", "gelu", K_FITS=False)
+        if architecture >= 90:  # pointers remain for rows that are not 16-byte aligned
+            yield job(config, "fp16", "gelu", tma=True)
     for config in single:
         yield job(config, "fp32", tma=architecture >= 90)
     smallest = half[-1]
@@ -139,7 +142,7 @@ def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
     usual = table(64, 64)
     for config in usual.fitting(shared, 2):
         yield job(config, "fp16", True, usual.shared_bytes(config, 2))
-    rest = [(64, 64, "fp32"), (16, 16, "fp32"), (32, 32, "fp16"), (128, 128, "fp16"), (16, 128, "fp32"), (256, 256, "fp16")]
+    rest = [(64, 64, "fp32"), (16, 16, "fp32"), (32, 32, "fp16"), (128, 128, "fp16"), (128, 32, "fp32"), (256, 256, "fp16")]
     for block_d, block_v, dtype in (*rest, *([(64, 64, "bf16")] if architecture >= 80 else [])):
         configs = table(block_d, block_v)
         config = configs.fitting(shared, ITEMSIZE[dtype])[0]

@@ -87,7 +87,9 @@ def _shared_bytes(config: Config, itemsize: int) -> int:
     a_query = max((widest + b["BLOCK_N"]) * itemsize + 4, max(widest, b["BLOCK_N"]) * 4)
     if itemsize == 4:  # tf32x3 keeps what is left of the queries after rounding beside them
         a_query = max(a_query, 2 * b["BLOCK_D"] * 4)
-    return max(keys_and_values + b["BLOCK_M"] * a_query, b["BLOCK_M"] * (widest + b["BLOCK_N"]) * 4)
+    # What a block of keys has beyond a block of values finds no room in the buffers that the two share.
+    longer_keys = b["BLOCK_N"] * max(b["BLOCK_D"] - b["BLOCK_V"], 0) * 4
+    return longer_keys + max(keys_and_values + b["BLOCK_M"] * a_query, b["BLOCK_M"] * (widest + b["BLOCK_N"]) * 4)
 
 
 @functools.cache
