@@ -80,16 +80,16 @@ def shared_memory() -> int:
     return _properties(torch.cuda.current_device()).shared_memory_per_block_optin
 
 
-def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
-    """Refuse tensors that `function`'s kernel cannot take; None stands for an optional tensor that was not given.
+def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
+    """Refuse tensors that `function`'s kernel cannot take, by argument name; those in `optional` may be None.
 
     Raises TypeError for something that is no tensor, for a type outside `DTYPES` and for mixed types; ValueError for a
-    tensor on another device than `DEVICE`; NotImplementedError for a tensor whose gradient would be lost.
+    tensor on another device than `DEVICE`, or on another GPU than the current one; NotImplementedError for a tensor whose
+    gradient would be lost.
     """
     first_name, first = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
+    given = {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
+    for name, tensor in (tensors | given).items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{function}: {name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
         if tensor.dtype not in DTYPES:
@@ -103,9 +103,10 @@ def check_tensors(function: str, **tensors: torch.Tensor | None) -> None:
             raise ValueError(
                 f'{function}: {name} is on "{tensor.device}"; this kernel runs on {where}: move it with .to("{DEVICE}")'
             )
-        if tensor.device != first.device:
+        if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+            current = f"cuda:{torch.cuda.current_device()}"
             raise ValueError(
-                f'{function}: {name} is on "{tensor.device}" and {first_name} on "{first.device}"; one device is accepted'
+                f'{function}: {name} is on "{tensor.device}" and kernels are launched on the current device, "{current}"'
             )
         if tensor.dtype != first.dtype:
             raise TypeError(

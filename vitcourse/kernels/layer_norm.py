@@ -81,7 +81,7 @@ def layer_norm(
 
     input: (..., *normalized_shape), any strides; weight, bias: normalized_shape. The result is contiguous.
     """
-    check_tensors("layer_norm", input=input, weight=weight, bias=bias)
+    check_tensors("layer_norm", {"weight": weight, "bias": bias}, input=input)
     if isinstance(normalized_shape, int):
         raise TypeError(f"layer_norm: normalized_shape is {normalized_shape}; a list or tuple of int is accepted")
     shape = tuple(normalized_shape)

@@ -171,7 +171,7 @@ def linear(
     activation: None, "relu", "gelu" (erf) or "gelu_tanh". Sums in float32; a float32 product follows
     torch.get_float32_matmul_precision(). In bfloat16 the erf of "gelu" is the approximation of `gelu_erf_fast`.
     """
-    check_tensors("linear", input=input, weight=weight, bias=bias, residual=residual)
+    check_tensors("linear", {"bias": bias, "residual": residual}, input=input, weight=weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
     if weight.ndim != 2:

@@ -75,9 +75,8 @@ def patch_embed(
     ignored, as by the convolution. Returns (batch, tokens, hidden); tokens is the number of patches, row by row, and one
     more in front for a class token.
     """
-    check_tensors(
-        "patch_embed", input=input, weight=weight, bias=bias, class_token=class_token, position_embedding=position_embedding
-    )
+    optional = {"bias": bias, "class_token": class_token, "position_embedding": position_embedding}
+    check_tensors("patch_embed", optional, input=input, weight=weight)
     if input.ndim != 4 or weight.ndim != 4 or input.shape[1] != weight.shape[1]:
         raise ValueError(
             f"patch_embed: input is {tuple(input.shape)} and weight {tuple(weight.shape)}; "
