@@ -160,8 +160,8 @@ def measure_ceilings() -> list[Measurement]:
     return rows
 
 
-def ceilings(rows: list[Measurement] | None = None) -> Ceilings:
-    """The ceilings in `rows`, by default the recorded ones."""
-    rows = read("ceilings") if rows is None else rows
+def ceilings(rows: list[Measurement] | None = None, gpu: str | None = None) -> Ceilings:
+    """The ceilings in `rows`; by default the recorded ones, of `gpu` or as `read` chooses."""
+    rows = read("ceilings", gpu) if rows is None else rows
     bandwidth = next(row.value for row in rows if row.metric == "bytes/s")
     return Ceilings(rows[0].gpu, bandwidth, {row.dtype: row.value for row in rows if row.metric == "FLOP/s"})

@@ -67,9 +67,8 @@ def floor_ms(operation: Operation, ceilings: measure.Ceilings, dtype: str = "bfl
     return ceilings.floor_ms(operation.moved, operation.flops, dtype)
 
 
-def share_table(batch: int = 256) -> str:
-    """Every operation with its share of the FLOPs, of the bytes, and of the least time on the recorded GPU, as text."""
-    ceilings = measure.ceilings()
+def share_table(batch: int, ceilings: measure.Ceilings) -> str:
+    """Every operation with its share of the FLOPs, of the bytes, and of the least time under these ceilings, as text."""
     rows = operations(batch=batch)
     flops, moved = sum(row.flops for row in rows), sum(row.moved for row in rows)
     floors = [floor_ms(row, ceilings) for row in rows]

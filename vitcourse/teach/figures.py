@@ -185,13 +185,19 @@ def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype:
         axes.text(ridge * 1.1, 0.16, f"{ridge:.0f} FLOP/byte", color=QUIET, fontsize=9)
         axes.text(0.07, 0.75, f"memory: {ceilings.bandwidth / 1e12:.2f} TB/s", rotation=36, color=QUIET, fontsize=9)
         axes.text(ridge * 1.15, peak / 1e12 * 1.15, f"arithmetic: {peak / 1e12:.0f} TFLOP/s", color=QUIET, fontsize=9)
-        for index, operation in enumerate(sorted(operations, key=lambda o: o.intensity)):
-            reach = min(peak, operation.intensity * ceilings.bandwidth) / 1e12
-            colour = COLOURS[0] if operation.intensity < ridge else COLOURS[5]
-            axes.plot(operation.intensity, reach, "o", color=colour, ms=6)
+        near: dict[float, list[Operation]] = {}  # operations of about the same intensity share a point and a label
+        for operation in sorted(operations, key=lambda o: o.intensity):
+            known = next((x for x in near if operation.intensity < 1.15 * x), operation.intensity)
+            near.setdefault(known, []).append(operation)
+        for index, (intensity, group) in enumerate(near.items()):
+            reach = min(peak, intensity * ceilings.bandwidth) / 1e12
+            bound = intensity < ridge
+            colour = COLOURS[0] if bound else COLOURS[5]
+            axes.plot(intensity, reach, "o", color=colour, ms=6)
+            label, place = ", ".join(operation.name for operation in group), (9, -4) if bound else (0, -14 - 13 * (index % 3))
             axes.annotate(
-                operation.name, (operation.intensity, reach), xytext=(7, -12 if index % 2 else -3), textcoords="offset points",
-                fontsize=8.5, color=colour,
+                label, (intensity, reach), xytext=place, textcoords="offset points", fontsize=8.5, color=colour,
+                ha="left" if bound else "center", arrowprops=None if bound else {"arrowstyle": "-", "color": FAINT},
             )  # fmt: skip
         axes.set(xscale="log", yscale="log", xlim=(0.05, 4000), ylim=(0.1, 3 * peak / 1e12))
         axes.set(

@@ -1,0 +1,99 @@
+"""A lesson's measurements: taken where there is a GPU, read from `benchmarks/` and labelled as recorded where there is none.
+
+With the environment variable VITCOURSE_RECORD set to 1, what is measured is also written to `benchmarks/<gpu>/`.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from .. import measure, runtime
+
+
+def _recorded(name: str) -> list[measure.Measurement]:
+    try:
+        rows = measure.read(name)
+    except FileNotFoundError:
+        print(f"Nothing is timed here: there is no CUDA GPU. No recording of {name} either; `make lab` on a GPU measures it.")
+        return []
+    print(f"Not measured here: recorded on one {rows[0].gpu}, {rows[0].date}.")
+    return rows
+
+
+def _finish(name: str, rows: list[measure.Measurement]) -> list[measure.Measurement]:
+    if os.environ.get("VITCOURSE_RECORD") == "1":
+        measure.write(name, rows)
+    print(f"Measured on this {rows[0].gpu}.")
+    return rows
+
+
+def ceilings() -> measure.Ceilings:
+    """This machine's two ceilings, measured; the recorded ones where there is no GPU."""
+    if runtime.DEVICE.type != "cuda":
+        return measure.ceilings(_recorded("ceilings"))
+    return measure.ceilings(_finish("ceilings", measure.measure_ceilings()))
+
+
+def bandwidth(
+    name: str, places: Sequence[int], providers: dict[str, Callable[[int], Callable[[], object]]], moved: Callable[[int], float]
+) -> list[measure.Measurement]:
+    """Time each of `providers` at each of `places` (sizes, block sizes, strides) and turn the times into GB/s.
+
+    providers: name to a function that, given a place, prepares the inputs and returns what is to be timed.
+    moved: place to the bytes that the operation needs to move. name: of the recording.
+    """
+    if runtime.DEVICE.type != "cuda":
+        return _recorded(name)
+    limit = measure.ceilings(measure.measure_ceilings()).bandwidth / 1e9
+    rows = []
+    for place in places:
+        for provider, prepare in providers.items():
+            function = prepare(place)
+            function()
+            times = measure.milliseconds(function, rep=40)
+            value = moved(place) / times[0] / 1e6
+            rows.append(
+                measure.measurement(provider, times, metric="GB/s", value=value, limit=limit, dtype="float32", shape=str(place))
+            )
+    return _finish(name, rows)
+
+
+def launches(name: str, functions: dict[str, Callable[[], object]], calls: int = 200) -> list[measure.Measurement]:
+    """What one call of each function costs: microseconds of the host's time, and of the GPU's.
+
+    The host's: `calls` calls in a row without waiting for the GPU. The GPU's: a call with its kernels' inputs in reach.
+    """
+    if runtime.DEVICE.type != "cuda":
+        return _recorded(name)
+    rows = []
+    for provider, function in functions.items():
+        for _ in range(20):
+            function()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            function()
+        host = 1e3 * (time.perf_counter() - start) / calls
+        torch.cuda.synchronize()
+        rows.append(measure.measurement(provider, (host,) * 3, metric="host us", value=1e3 * host, dtype="float32"))
+        times = measure.milliseconds(function, rep=20)
+        rows.append(measure.measurement(provider, times, metric="GPU us", value=1e3 * times[0], dtype="float32"))
+    return _finish(name, rows)
+
+
+def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
+    """The rows as text: a line a place and a column a provider, each with its time and its share of the limit."""
+    if not rows:
+        return ""
+    providers = list(dict.fromkeys(row.provider for row in rows))
+    lines = [f"{place:>12}" + "".join(f"{provider:>34}" for provider in providers)]
+    for shape in dict.fromkeys(row.shape for row in rows):
+        cells = []
+        for provider in providers:
+            row = next((row for row in rows if (row.shape, row.provider) == (shape, provider)), None)
+            share = "" if row is None or row.percent_of_limit is None else f" ({row.percent_of_limit:3.0f} %)"
+            cells.append("-" if row is None else f"{1e3 * row.ms:,.1f} us {row.value:7,.0f} {row.metric}{share}")
+        lines.append(f"{int(shape):>12,}" + "".join(f"{cell:>34}" for cell in cells))
+    return "\n".join(lines)
