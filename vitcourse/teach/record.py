@@ -214,7 +214,7 @@ def problems(notebook: NotebookNode) -> list[str]:
         elif cell.cell_type == "code":
             count += 1
             found += [f"{where}: {problem}" for problem in _code_problems(cell, count)]
-    return found + _exercise_problems(notebook)
+    return [*found, *_exercise_problems(notebook)]
 
 
 def _code_problems(cell: NotebookNode, count: int) -> Iterator[str]:
@@ -283,8 +283,9 @@ def _exercise_problems(notebook: NotebookNode) -> Iterator[str]:
         for check in mine["check"]:
             if "nbval-check-output" not in tags(check):
                 yield f"exercise {name}: check-{name} is not tagged nbval-check-output"
-            if not output_text(check).startswith(UNSOLVED):
-                yield f"exercise {name}: its check says {output_text(check)[:40]!r} as shipped; {' or '.join(UNSOLVED)} is expected"
+            said = output_text(check)
+            if not said.startswith(UNSOLVED):
+                yield f"exercise {name}: as shipped its check says {said[:40]!r}; {' or '.join(UNSOLVED)} is expected"
         for solution in mine["solution"]:
             try:
                 code = solution_code(solution)
