@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,14 +32,17 @@ from .. import runtime  # first: it decides where kernels run before Triton is i
 
 # ruff: isort: split
 import triton
-import triton_viz
 from triton.runtime import Autotuner, JITFunction, interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
-from triton_viz.core.callbacks import ForLoopCallbacks, OpCallbacks
-from triton_viz.core.client import Client, ClientManager
-from triton_viz.core.data import AtomicCas, AtomicRMW, Load, Store
-from triton_viz.core.patch import OPERATION_REGISTRY, PatchOp, unpatch_for_loop, unpatch_lang, unpatch_op
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # in a notebook, tqdm asks for ipywidgets, which nothing here needs
+    import triton_viz
+    from triton_viz.core.callbacks import ForLoopCallbacks, OpCallbacks
+    from triton_viz.core.client import Client, ClientManager
+    from triton_viz.core.data import AtomicCas, AtomicRMW, Load, Store
+    from triton_viz.core.patch import OPERATION_REGISTRY, PatchOp, unpatch_for_loop, unpatch_lang, unpatch_op
 
 Program = tuple[int, int, int]
 
