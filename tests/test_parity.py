@@ -1,0 +1,327 @@
+"""Our ViT beside Hugging Face's on the same weights: every layer of random small models, and ViT-B/16 at full size.
+
+Every parameter is randomised. A fresh model of Hugging Face has biases of 0 and layer norms of 1, and a mistake with one of
+those would not show. Weights are scaled so that attention is far from uniform and activations keep their size.
+"""
+
+import copy
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from vitcourse import runtime, verify
+from vitcourse.vit import ViT, ViTConfig
+
+#: Of the largest magnitude of Hugging Face's result.
+TOLERANCE = 1e-4
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Draw every parameter of a Hugging Face ViT anew; in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name:
+            mean, std = float(name.endswith("weight")), 0.3
+        elif name.endswith("weight"):
+            mean, std = 0.0, 1.3 * parameter[0].numel() ** -0.5
+        else:  # biases, class token, position embeddings
+            mean, std = 0.0, 0.3
+        parameter.normal_(mean, std, generator=generator)
+    return model.eval()
+
+
+def hugging_face(seed: int, *, classifier: bool = True, pooler: bool = False, **config: object) -> torch.nn.Module:
+    """A randomised model of Hugging Face's. Without `classifier` it is the bare encoder, with a pooler or not."""
+    built = transformers.ViTConfig(**config)
+    if classifier:
+        return randomise(transformers.ViTForImageClassification(built), seed)
+    return randomise(transformers.ViTModel(built, add_pooling_layer=pooler), seed)
+
+
+def pixels(config: ViTConfig, batch: int = 2, seed: int = 0) -> torch.Tensor:
+    shape = (batch, config.num_channels, *config.image_shape)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(runtime.DEVICE)
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference relative to the largest magnitude of theirs."""
+    assert ours.shape == theirs.shape
+    return ((ours.double().cpu() - theirs.double()).abs().max() / theirs.abs().max()).item()
+
+
+def small(**changes: object) -> dict:
+    """A small configuration. Hidden 48 is what heads 1 to 4 and 6 divide."""
+    return {
+        "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96, "image_size": 32,
+        "patch_size": 8, "num_labels": 25, **changes,
+    }  # fmt: skip
+
+
+EXTREMES = {
+    "one head, patch 5": small(num_attention_heads=1, image_size=30, patch_size=5),
+    "six heads, patch 14": small(num_attention_heads=6, image_size=56, patch_size=14),
+    "five heads of 7": small(hidden_size=35, num_attention_heads=5, intermediate_size=101, image_size=30, patch_size=6),
+    "heads of one number": small(hidden_size=4, num_attention_heads=4, intermediate_size=3),
+    "pixels left over": small(image_size=37, patch_size=14, num_channels=2),
+    "wide image": small(image_size=(24, 40), num_channels=1),
+    "tall patches": small(image_size=(30, 20), patch_size=(10, 4)),
+    "one patch": small(image_size=14, patch_size=14),
+    "one label": small(num_labels=1),
+    "no layers": small(num_hidden_layers=0),
+    "no bias": small(qkv_bias=False, classifier=False),
+    "pooler": small(classifier=False, pooler=True, image_size=30, patch_size=5),
+    "narrow pooler": small(classifier=False, pooler=True, pooler_output_size=11, hidden_act="relu"),
+    "gelu_new": small(hidden_act="gelu_new", qkv_bias=False, layer_norm_eps=1e-3),
+}
+
+
+def drawn(seed: int) -> dict:
+    """A random configuration."""
+    draw = random.Random(seed)
+    heads = draw.randint(1, 6)
+    patch = draw.choice((3, 5, 7, 8, 14))
+    classifier = draw.random() < 0.5
+    return {
+        "hidden_size": heads * draw.randint(3, 24),
+        "num_hidden_layers": draw.randint(1, 3),
+        "num_attention_heads": heads,
+        "intermediate_size": draw.randint(5, 150),
+        "image_size": patch * draw.randint(1, 5) + draw.choice((0, 0, 1, 2)),
+        "patch_size": patch,
+        "num_channels": draw.randint(1, 3),
+        "num_labels": draw.randint(20, 40),
+        "qkv_bias": draw.random() < 0.6,
+        "hidden_act": draw.choice(("gelu", "gelu", "gelu_new", "relu")),
+        "layer_norm_eps": draw.choice((1e-12, 1e-6)),
+        "classifier": classifier,
+        "pooler": not classifier and draw.random() < 0.5,
+    }
+
+
+CONFIGURATIONS = EXTREMES | {f"drawn {seed}": drawn(seed) for seed in range(8)}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_small_models_agree(tmp_path: Path, name: str) -> None:
+    theirs = hugging_face(len(name), **CONFIGURATIONS[name])
+    theirs.save_pretrained(tmp_path)
+    ours = ViT.from_pretrained(tmp_path)
+    pixel_values = pixels(ours.config)
+    with torch.inference_mode():
+        out, features = ours(pixel_values), ours.forward_features(pixel_values)
+        expected = theirs(pixel_values.cpu(), output_hidden_states=True)
+        if ours.classifier is not None:
+            assert difference(out, expected.logits) <= TOLERANCE
+        else:
+            assert difference(out, expected.last_hidden_state) <= TOLERANCE
+            assert torch.equal(out, features)
+        if ours.pooler is not None:
+            assert difference(ours.pool(features), expected.pooler_output) <= TOLERANCE
+        else:
+            assert getattr(expected, "pooler_output", None) is None
+    assert (ours.classifier is not None, ours.pooler is not None) == (
+        CONFIGURATIONS[name].get("classifier", True), CONFIGURATIONS[name].get("pooler", False)
+    )  # fmt: skip
+
+    rows = verify.compare(tmp_path, pixel_values)
+    layers = [f"block {index}" for index in range(ours.config.num_hidden_layers)]
+    expected_rows = ["embeddings", *layers, "norm"] + ["logits"] * (ours.classifier is not None)
+    assert [row.name for row in rows] == expected_rows
+    # Twice the peer's error is a rule for many numbers; over the two logits of two images it is a matter of luck.
+    rows = [row for row in rows if row.shape != (2, 1)]
+    assert verify.first_divergence(rows) is None, verify.format_table(rows)
+
+
+@pytest.mark.parametrize("name", ["six heads, patch 14", "five heads of 7", "gelu_new", "pooler", "drawn 3"])
+def test_small_models_agree_in_every_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    hugging_face(5, **CONFIGURATIONS[name]).save_pretrained(tmp_path)
+    rows = verify.compare(tmp_path, dtype=dtype)
+    assert verify.first_divergence(rows) is None, verify.format_table(rows)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a third of a gigabyte, emptied afterwards: pytest itself keeps its last three."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_vit_base_agrees(large: Path) -> None:
+    theirs = hugging_face(0, num_labels=1000)
+    theirs.save_pretrained(large)
+    ours = ViT.from_pretrained(large)
+    assert ours.config == ViTConfig(id2label={index: f"LABEL_{index}" for index in range(1000)})
+    pixel_values = pixels(ours.config, batch=1)
+    with torch.inference_mode():
+        assert difference(ours(pixel_values), theirs(pixel_values.cpu()).logits) <= TOLERANCE
+    if not runtime.INTERPRETER:
+        for dtype in runtime.DTYPES:
+            rows = verify.compare(large, dtype=dtype)
+            assert verify.first_divergence(rows) is None, verify.format_table(rows)
+
+
+# Planted faults
+
+
+def swap_query_and_key(model: ViT) -> None:
+    qkv = model.blocks[1].attention.qkv
+    for tensor in (qkv.weight, qkv.bias):
+        query, key, value = tensor.chunk(3)
+        tensor.copy_(torch.cat([key, query, value]))
+
+
+def change(path: str, how: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[ViT], None]:
+    """A fault: the parameter at `path` is what `how` makes of it."""
+
+    def plant(model: ViT) -> None:
+        parameter = model.get_parameter(path)
+        parameter.copy_(how(parameter.clone()))
+
+    return plant
+
+
+def first_by_a_hundredth(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(-1)[0] *= 1.01
+    return tensor
+
+
+FAULTS = {
+    "query and key swapped": (swap_query_and_key, "block 1"),
+    "output projection transposed": (change("blocks.0.attention.output.weight", lambda weight: weight.T), "block 0"),
+    "square fc1 transposed": (change("blocks.2.mlp.fc1.weight", lambda weight: weight.T), "block 2"),
+    "one element of norm1": (change("blocks.1.norm1.weight", first_by_a_hundredth), "block 1"),
+    "one element of norm2": (change("blocks.2.norm2.weight", first_by_a_hundredth), "block 2"),
+    "one element of the last norm": (change("norm.weight", first_by_a_hundredth), "norm"),
+    "no bias in fc2": (change("blocks.0.mlp.fc2.bias", torch.zeros_like), "block 0"),
+    "no value bias": (change("blocks.2.attention.qkv.bias", lambda bias: bias * (torch.arange(144) < 96).to(bias)), "block 2"),
+    "no bias in the patch embedding": (change("patch_embedding.bias", torch.zeros_like), "embeddings"),
+    "class token": (change("class_token", first_by_a_hundredth), "embeddings"),
+    "positions shifted by one": (change("position_embedding", lambda table: table.roll(1, 1)), "embeddings"),
+    "channels reversed": (change("patch_embedding.weight", lambda weight: weight.flip(1)), "embeddings"),
+    "not a number": (change("blocks.1.mlp.fc1.bias", lambda bias: bias * float("nan")), "block 1"),
+    "classifier's bias": (change("classifier.bias", first_by_a_hundredth), "logits"),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViT, torch.nn.Module]:
+    """Our model and theirs, of one checkpoint whose linears in block 2 are square."""
+    folder = tmp_path_factory.mktemp("pair")
+    hugging_face(9, **small(num_hidden_layers=3, intermediate_size=48)).save_pretrained(folder)
+    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, True)
+
+
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_verify_names_the_layer_of_a_fault(pair: tuple[ViT, torch.nn.Module], fault: str | None) -> None:
+    ours, theirs = copy.deepcopy(pair)
+    plant, layer = FAULTS.get(fault, (lambda model: None, None))
+    with torch.no_grad():
+        plant(ours)
+    rows = verify.compare_models(ours, theirs, pixels(ours.config))
+    found = verify.first_divergence(rows)
+    assert (found.name if found else None) == layer, verify.format_table(rows)
+    closing = verify.format_table(rows).splitlines()[-1]
+    assert (f"First to diverge: {layer}." in closing) if layer else closing == f"All {len(rows)} layers agree with Hugging Face."
+
+
+def test_verify_is_of_the_layers_order_not_of_the_worst_error(pair: tuple[ViT, torch.nn.Module]) -> None:
+    ours, theirs = copy.deepcopy(pair)
+    with torch.no_grad():
+        ours.classifier.weight.mul_(-1)
+        first_by_a_hundredth(ours.blocks[0].norm1.weight)
+    assert verify.first_divergence(verify.compare_models(ours, theirs, pixels(ours.config))).name == "block 0"
+
+
+# The model itself
+
+
+@pytest.fixture(scope="module")
+def model(pair: tuple[ViT, torch.nn.Module]) -> ViT:
+    return pair[0]
+
+
+def test_a_gradient_is_refused_and_no_gradient_accepted(model: ViT) -> None:
+    pixel_values = pixels(model.config)
+    with pytest.raises(NotImplementedError, match=r"requires grad.*torch\.no_grad\(\)"):
+        model(pixel_values)
+    with torch.no_grad():
+        plain = model(pixel_values)
+    with torch.inference_mode():
+        assert torch.equal(model(pixel_values), plain)
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    assert torch.equal(frozen(pixel_values), plain) and not plain.requires_grad
+    with pytest.raises(NotImplementedError, match="requires grad"):
+        frozen(pixel_values.requires_grad_())
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 32, 40), (2, 3, 30, 30), (2, 32, 32, 3), (1, 2, 3, 32, 32)]
+)
+@torch.inference_mode()
+def test_pixels_of_a_wrong_shape_are_refused(model: ViT, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError) as caught:
+        model(torch.zeros(shape, device=runtime.DEVICE))
+    assert str(shape) in str(caught.value) and "(batch, 3, 32, 32)" in str(caught.value)
+
+
+@torch.inference_mode()
+def test_a_batch_is_its_images(model: ViT) -> None:
+    pixel_values = pixels(model.config, batch=3)
+    together = model(pixel_values)
+    assert together.shape == (3, model.config.num_labels)
+    assert difference(torch.cat([model(image[None]) for image in pixel_values]), together.cpu()) < 1e-5
+    assert model(pixel_values[:0]).shape == (0, model.config.num_labels)
+    last = pixel_values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    assert not last.is_contiguous() and difference(model(last), together.cpu()) < 1e-5
+
+
+@torch.inference_mode()
+def test_the_model_in_another_type(model: ViT, dtype: torch.dtype) -> None:
+    converted = copy.deepcopy(model).to(dtype)
+    assert {parameter.dtype for parameter in converted.parameters()} == {dtype}
+    pixel_values = pixels(model.config)
+    out = converted(pixel_values.to(dtype))
+    assert out.dtype == dtype
+    assert difference(out, model(pixel_values).cpu()) < 20 * torch.finfo(dtype).eps
+    if dtype != torch.float32:
+        with pytest.raises(TypeError, match="one type for all"):
+            converted(pixel_values)
+    with pytest.raises(TypeError, match="float64"):
+        converted.double()(pixel_values.double())
+
+
+@torch.inference_mode()
+def test_a_state_dict_round_trip(model: ViT, tmp_path: Path) -> None:
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = ViT(model.config).to(runtime.DEVICE).eval()
+    pixel_values = pixels(model.config)
+    assert difference(other(pixel_values), model(pixel_values).cpu()) > 0.01, "other weights, so that loading shows"
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(other(pixel_values), model(pixel_values))
+
+
+def test_what_is_not_there_yet_is_refused(model: ViT) -> None:
+    with pytest.raises(ValueError, match="no pooler"):
+        model.pool(torch.zeros(1, 17, 48))
+    training = ViT(ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, hidden_dropout_prob=0.1)).train()
+    with pytest.raises(NotImplementedError, match="dropout"):
+        training(torch.zeros(1, 3, 224, 224))
+
+
+def test_a_graph_needs_a_gpu_and_gives_the_same(model: ViT) -> None:
+    pixel_values = pixels(model.config)
+    if runtime.DEVICE.type != "cuda":
+        with pytest.raises(RuntimeError, match="needs a CUDA GPU"):
+            model.graphed(pixel_values)
+        return
+    replay = model.graphed(torch.zeros_like(pixel_values))
+    with torch.inference_mode():
+        assert torch.equal(replay(pixel_values), model(pixel_values))
+        with pytest.raises(ValueError, match="recorded for"):
+            replay(pixel_values[:1])
