@@ -154,9 +154,9 @@ def test_a_recording(recorded: NotebookNode) -> None:
 
 
 def test_the_file_is_jupyters_own(recorded: NotebookNode, tmp_path: Path) -> None:
-    """Saved again by Jupyter, nothing but the order of the metadata changes: no noise in a diff."""
+    """Saved again by Jupyter it does not change: no noise in a diff."""
     nbformat.write(recorded, tmp_path / "again.ipynb")
-    assert record.to_text(record.canonical(record.read(tmp_path / "again.ipynb"))) == record.to_text(recorded)
+    assert (tmp_path / "again.ipynb").read_text(encoding="utf-8") == record.to_text(recorded)
 
 
 def test_a_solved_lesson(recorded: NotebookNode, tmp_path: Path) -> None:

@@ -76,8 +76,8 @@ def read(path: Path) -> NotebookNode:
 
 
 def to_text(notebook: NotebookNode) -> str:
-    """What the file of a canonical notebook holds."""
-    return nbformat.v4.writes(notebook, sort_keys=False, indent=1).rstrip("\n") + "\n"
+    """What the file of a canonical notebook holds: byte for byte what Jupyter writes when it saves that notebook."""
+    return nbformat.v4.writes(notebook).rstrip("\n") + "\n"
 
 
 def write(notebook: NotebookNode, path: Path) -> None:
@@ -90,8 +90,8 @@ def write(notebook: NotebookNode, path: Path) -> None:
 def canonical(notebook: NotebookNode) -> NotebookNode:
     """The notebook in the one form in which the repository keeps it: what it says unchanged, what tools add left out.
 
-    Format 4.5; keys in one order; ids kept where they are there and unique, else told by position; of the metadata the
-    kernel, the language, the stamp and the cells' tags; consecutive outputs to one stream as one output.
+    Format 4.5; ids kept where they are there and unique, else told by position; of the metadata the kernel, the language,
+    the stamp and the cells' tags; consecutive outputs to one stream as one output.
     """
     taken: set[str] = set()
     cells = []
@@ -104,15 +104,13 @@ def canonical(notebook: NotebookNode) -> NotebookNode:
                 name += "-b"
         taken.add(name)
         metadata = {key: cell.metadata[key] for key in KEPT_METADATA if cell.get("metadata", {}).get(key)}
-        kept = {"cell_type": cell.cell_type}
-        if cell.cell_type == "code":
-            kept["execution_count"] = cell.get("execution_count")
-        kept |= {"id": name, "metadata": metadata}
+        kept = {"cell_type": cell.cell_type, "id": name, "metadata": metadata, "source": cell.source.rstrip()}
         if cell.get("attachments"):
             kept["attachments"] = cell.attachments
         if cell.cell_type == "code":
+            kept["execution_count"] = cell.get("execution_count")
             kept["outputs"] = _canonical_outputs(cell.get("outputs", []))
-        cells.append(kept | {"source": cell.source.rstrip()})
+        cells.append(kept)
     stamp = notebook.get("metadata", {}).get("vitcourse")
     metadata = {
         "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -128,12 +126,11 @@ def _canonical_outputs(outputs: list[NotebookNode]) -> list[dict]:
     keys = ("output_type", "name", "text", "data", "execution_count", "metadata", "ename", "evalue", "traceback")
     kept: list[dict] = []
     for output in outputs:
-        ordered = {key: output[key] for key in keys if key in output}
         last = kept[-1] if kept else {}
         if output.output_type == "stream" and last.get("output_type") == "stream" and last["name"] == output.name:
             last["text"] += output.text
         else:
-            kept.append(ordered)
+            kept.append({key: output[key] for key in keys if key in output})
     return kept
 
 
