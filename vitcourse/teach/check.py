@@ -60,7 +60,10 @@ class Verdict:
 
     def __repr__(self) -> str:
         opening = {"not attempted": "Not attempted yet.", "right": "Right.", "wrong": "Wrong."}[self.status]
-        return f"{opening} {self.message}" + (f"\nHint: {self.hint}" if self.hint else "")
+        text = f"{opening} {self.message}" + (f"\nHint: {self.hint}" if self.hint else "")
+        # As wide as a notebook's page; a line of code stays as it is.
+        lines = [line if "`" in line else textwrap.fill(line, 96, break_long_words=False) for line in text.splitlines()]
+        return "\n".join(lines)
 
     def __bool__(self) -> bool:
         return self.status == "right"

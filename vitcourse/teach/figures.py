@@ -138,7 +138,7 @@ def sectors(traces: dict[str, Trace], tensor: str, lanes: int = 32) -> None:
 def _finish(axes: plt.Axes, rows: Sequence[measure.Measurement]) -> None:
     row = rows[0]
     note = f"{row.gpu}, {row.date}, PyTorch {row.torch.split('+')[0]}, Triton {row.triton}"
-    axes.figure.text(0.99, -0.02, note, ha="right", va="top", fontsize=8, color=QUIET)
+    axes.figure.text(0.99, 0.01, note, ha="right", va="top", fontsize=8, color=QUIET)
 
 
 def bandwidth(rows: Sequence[measure.Measurement], ceiling: float, title: str = "") -> None:
@@ -184,7 +184,7 @@ def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype:
         axes.axvline(ridge, color=FAINT, lw=1.2)
         axes.text(ridge * 1.1, 0.16, f"{ridge:.0f} FLOP/byte", color=QUIET, fontsize=9)
         axes.text(0.07, 0.75, f"memory: {ceilings.bandwidth / 1e12:.2f} TB/s", rotation=36, color=QUIET, fontsize=9)
-        axes.text(ridge * 1.15, peak / 1e12 * 1.15, f"arithmetic: {peak / 1e12:.0f} TFLOP/s", color=QUIET, fontsize=9)
+        axes.text(3800, peak / 1e12 * 1.2, f"arithmetic: {peak / 1e12:.0f} TFLOP/s", color=QUIET, fontsize=9, ha="right")
         near: dict[float, list[Operation]] = {}  # operations of about the same intensity share a point and a label
         for operation in sorted(operations, key=lambda o: o.intensity):
             known = next((x for x in near if operation.intensity < 1.15 * x), operation.intensity)
@@ -194,11 +194,14 @@ def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype:
             bound = intensity < ridge
             colour = COLOURS[0] if bound else COLOURS[5]
             axes.plot(intensity, reach, "o", color=colour, ms=6)
-            label, place = ", ".join(operation.name for operation in group), (9, -4) if bound else (0, -14 - 13 * (index % 3))
+            label = ", ".join(operation.name for operation in group)
+            near_ridge = bound and intensity > 0.3 * ridge
+            place, side = (
+                ((-9, -2), "right") if near_ridge else ((9, -4), "left") if bound else ((0, -16 - 13 * (index % 2)), "center")
+            )
             axes.annotate(
-                label, (intensity, reach), xytext=place, textcoords="offset points", fontsize=8.5, color=colour,
-                ha="left" if bound else "center", arrowprops=None if bound else {"arrowstyle": "-", "color": FAINT},
-            )  # fmt: skip
+                label, (intensity, reach), xytext=place, textcoords="offset points", fontsize=8.5, color=colour, ha=side
+            )
         axes.set(xscale="log", yscale="log", xlim=(0.05, 4000), ylim=(0.1, 3 * peak / 1e12))
         axes.set(
             xlabel="FLOPs a byte moved (intensity)", ylabel="TFLOP/s at most", title=f"Roofline of one {ceilings.gpu}, {dtype}"
@@ -313,8 +316,8 @@ def gpu(ceilings: measure.Ceilings) -> None:
     )
 
 
-def speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat16") -> plt.Figure:
-    """Images a second by provider at one batch size, as bars: the README's picture. Returns the figure."""
+def draw_speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat16") -> tuple[plt.Figure, str]:
+    """Images a second by provider at one batch size, as bars. Returns the figure and its text: the README uses it, too."""
     mine = [row for row in rows if row.metric == "images/s" and row.batch == batch and row.dtype == dtype]
     mine.sort(key=lambda row: row.value)
     with plt.rc_context(STYLE | {"axes.grid": False}):
@@ -328,4 +331,10 @@ def speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat
         axes.xaxis.set_visible(False)
         axes.spines["bottom"].set_visible(False)
         _finish(axes, mine)
-    return figure
+    text = "; ".join(f"{row.provider} {row.value:,.0f}" for row in reversed(mine))
+    return figure, f"ViT-B/16 at batch {batch} on one {mine[0].gpu}, images a second: {text}."
+
+
+def speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat16") -> None:
+    """Images a second by provider at one batch size, as bars."""
+    show(*draw_speeds(rows, batch, dtype))
