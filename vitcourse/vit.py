@@ -41,6 +41,8 @@ class ViTConfig:
         self.patch_size = tuple(self.patch_size) if isinstance(self.patch_size, list) else self.patch_size
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
         self.id2label = {int(index): label for index, label in self.id2label.items()}
+        if len(self.image_shape) != 2 or len(self.patch_shape) != 2:
+            raise ValueError(f"ViTConfig: image_size is {self.image_size} and patch_size {self.patch_size}; one or two numbers")
         sizes = (self.hidden_size, self.num_attention_heads, self.intermediate_size, self.num_channels)
         if min(*sizes, *self.image_shape, *self.patch_shape) < 1 or self.num_hidden_layers < 0:
             raise ValueError(f"ViTConfig: sizes have to be positive: {self}")

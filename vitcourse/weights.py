@@ -52,7 +52,7 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; a folder with config.json and model.safetensors is accepted")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name_or_path)):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name_or_path)):
         raise CheckpointError(
             f"{path} is no folder, and not of the form of a Hugging Face id (such as google/vit-base-patch16-224)"
         )
@@ -95,7 +95,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if index.exists():
         try:
             files = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} cannot be read: {error!r}") from error
         if any(file.parent != folder for file in files):
             raise CheckpointError(f"{index} names files outside its folder")
@@ -203,9 +203,8 @@ def save(model: ViT, path: str | Path) -> None:
     architecture = "ViTModel" if model.classifier is None else "ViTForImageClassification"
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
-    scratch = folder / "model.safetensors.part"
-    save_file(state_dict_for_files(model), scratch, metadata={"format": "pt"})
-    scratch.replace(folder / "model.safetensors")
-    scratch = folder / "config.json.part"
-    scratch.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    scratch.replace(folder / "config.json")
+    scratch = folder / "model.safetensors.part", folder / "config.json.part"
+    save_file(state_dict_for_files(model), scratch[0], metadata={"format": "pt"})
+    scratch[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file in scratch:  # only once both are there
+        file.replace(file.with_suffix(""))

@@ -1,0 +1,298 @@
+"""Checkpoints in and out: both generations of names, shards, Hugging Face's own reading of ours, and what is refused."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from test_parity import hugging_face, pixels, small
+from torch import nn
+
+from vitcourse import runtime, weights
+from vitcourse.vit import ViT, ViTConfig
+from vitcourse.weights import CheckpointError
+
+# Each is what hugging_face() takes, and the class of Hugging Face's that reads the model back.
+KINDS = {
+    "classifier": (small(), transformers.ViTForImageClassification),
+    "no QKV bias": (small(qkv_bias=False, image_size=(24, 40), num_channels=1), transformers.ViTForImageClassification),
+    "pooler": (small(classifier=False, pooler=True, pooler_output_size=11), transformers.ViTModel),
+    "encoder": (small(classifier=False, hidden_act="relu", layer_norm_eps=1e-6), transformers.ViTModel),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint with a classifier, written by Hugging Face."""
+    hugging_face(3, **small()).save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    """Whether both have the same tensors, bit for bit, under the same names."""
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]) -> None:
+    """Rewrite the checkpoint's weights with what `change` returns, or does in place."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    changed = change(tensors)
+    save_file(tensors if changed is None else changed, file, metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    """Rewrite fields of the checkpoint's config.json; None takes one out."""
+    file = folder / "config.json"
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+
+
+# In and out
+
+
+def test_ours_to_hugging_face(kind: str, tmp_path: Path) -> None:
+    """Loaded from theirs and saved by us, Hugging Face reads its own model back: the same tensors, the same result."""
+    options, reader = KINDS[kind]
+    theirs = hugging_face(3, **options)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ViT.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
+    extra = {} if reader is transformers.ViTForImageClassification else {"add_pooling_layer": options.get("pooler", False)}
+    back, report = reader.from_pretrained(tmp_path / "ours", output_loading_info=True, **extra)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert same_state(theirs, back.eval())
+    with torch.inference_mode():
+        pixel_values = pixels(ViTConfig.from_dict(json.loads((tmp_path / "ours" / "config.json").read_text()))).cpu()
+        assert torch.equal(theirs(pixel_values)[0], back(pixel_values)[0])
+    told = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "theirs")]
+    shared = ViTConfig.__dataclass_fields__.keys() & told[1].keys()
+    assert len(shared) > 12 and {name: told[0][name] for name in shared} == {name: told[1][name] for name in shared}
+    assert back.config.id2label == theirs.config.id2label
+    assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(load_file(tmp_path / "theirs" / "model.safetensors"))
+
+
+def test_our_own_round_trip_is_exact(kind: str, tmp_path: Path) -> None:
+    hugging_face(4, **KINDS[kind][0]).save_pretrained(tmp_path)
+    first = ViT.from_pretrained(tmp_path)
+    first.save_pretrained(tmp_path / "deep" / "saved")
+    second = ViT.from_pretrained(str(tmp_path / "deep" / "saved"))
+    assert same_state(first, second) and first.config == second.config
+    assert not second.training and {p.device.type for p in second.parameters()} == {runtime.DEVICE.type}
+    files = {name: (tmp_path / "deep" / "saved" / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    second.save_pretrained(tmp_path / "deep" / "saved")
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "deep" / "saved").iterdir()}, "and nothing else there"
+
+
+def test_labels_survive(tmp_path: Path) -> None:
+    config = ViTConfig(8, 1, 2, 12, image_size=(8, 16), patch_size=(4, 8), id2label={0: "zéro", 1: "one, or more"})
+    model = ViT(config)
+    model.save_pretrained(tmp_path)
+    assert ViT.from_pretrained(tmp_path).config == config
+    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path)
+    assert theirs.config.id2label == config.id2label and theirs.config.label2id["zéro"] == 0
+
+
+def test_the_newer_names_load_equally(kind: str, tmp_path: Path) -> None:
+    """What transformers 5 calls its modules, written to a file as it is."""
+    theirs = hugging_face(5, **KINDS[kind][0])
+    theirs.save_pretrained(tmp_path)
+    expected = ViT.from_pretrained(tmp_path)
+    older = set(load_file(tmp_path / "model.safetensors"))
+    newer = {name: tensor.contiguous() for name, tensor in theirs.state_dict().items()}
+    assert any(re.search(r"(^|\.)layers\.1\.attention\.q_proj\.weight$", name) for name in newer) and not older >= set(newer)
+    change_tensors(tmp_path, lambda _: newer)
+    assert same_state(ViT.from_pretrained(tmp_path), expected)
+
+
+def test_an_encoder_with_or_without_its_prefix(tmp_path: Path) -> None:
+    hugging_face(6, **KINDS["pooler"][0]).save_pretrained(tmp_path)
+    expected = ViT.from_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: {f"vit.{name}": tensor for name, tensor in tensors.items()})
+    assert same_state(ViT.from_pretrained(tmp_path), expected)
+
+
+def test_shards(folder: Path) -> None:
+    theirs = transformers.ViTForImageClassification.from_pretrained(folder)
+    expected = ViT.from_pretrained(folder)
+    theirs.save_pretrained(folder.parent / "shards", max_shard_size="60KB")
+    shards = sorted((folder.parent / "shards").glob("*.safetensors"))
+    assert len(shards) > 2 and (folder.parent / "shards" / "model.safetensors.index.json").is_file()
+    assert same_state(ViT.from_pretrained(folder.parent / "shards"), expected)
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=shards[1].name):
+        ViT.from_pretrained(folder.parent / "shards")
+
+
+@pytest.mark.parametrize(
+    ("index", "told"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"metadata": {}}', "weight_map"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": "/etc/hostname"}}', "outside its folder"),
+        ('{"weight_map": {"a": "other.safetensors"}}', "has no other.safetensors"),
+    ],
+)
+def test_a_bad_index_is_refused(folder: Path, index: str, told: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=re.escape(told)):
+        ViT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("stored_type", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_load_to_float32(folder: Path, stored_type: torch.dtype) -> None:
+    change_tensors(folder, lambda tensors: {name: tensor.to(stored_type) for name, tensor in tensors.items()})
+    model = ViT.from_pretrained(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    stored = load_file(folder / "model.safetensors")["classifier.weight"]
+    assert torch.equal(model.classifier.weight.detach().cpu(), stored.float())
+
+
+def test_a_model_in_float16_is_saved_as_that(folder: Path) -> None:
+    ViT.from_pretrained(folder).half().save_pretrained(folder.parent / "half")
+    assert {tensor.dtype for tensor in load_file(folder.parent / "half" / "model.safetensors").values()} == {torch.float16}
+    assert transformers.ViTForImageClassification.from_pretrained(folder.parent / "half", dtype="auto").dtype == torch.float16
+
+
+# What does not fit
+
+
+def test_every_misfit_is_listed_by_name(folder: Path) -> None:
+    prefix = "vit.encoder.layer"
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[f"{prefix}.0.attention.attention.key.weight"], tensors["vit.embeddings.cls_token"]
+        tensors["vit.embeddings.mask_token"] = torch.zeros(1, 1, 48)
+        tensors[f"{prefix}.2.layernorm_before.weight"] = torch.zeros(48)
+        tensors[f"{prefix}.1.intermediate.dense.weight"] = torch.zeros(48, 96)
+        tensors[f"{prefix}.1.attention.attention.query.bias"] = torch.zeros(1)
+
+    change_tensors(folder, change)
+    with pytest.raises(CheckpointError) as caught:
+        ViT.from_pretrained(folder)
+    missing, surplus, misshapen = re.fullmatch(
+        r".*missing: (.*); not expected: (.*); misshapen: (.*)", str(caught.value), re.DOTALL
+    ).groups()
+    assert set(missing.split(", ")) == {"embeddings.cls_token", "encoder.layer.0.attention.attention.key.weight"}
+    assert set(surplus.split(", ")) == {"embeddings.mask_token", "encoder.layer.2.layernorm_before.weight"}
+    assert "encoder.layer.1.intermediate.dense.weight is (48, 96) and should be (96, 48)" in misshapen
+    assert "encoder.layer.1.attention.attention.query.bias is (1,) and should be (48,)" in misshapen
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(small()) - {"num_labels", "num_attention_heads", "num_hidden_layers"}))
+def test_a_configuration_of_another_size_does_not_fit(folder: Path, name: str) -> None:
+    change_config(folder, **{name: 2 * small()[name]})
+    with pytest.raises(CheckpointError, match=r"misshapen: .* is \(.*\) and should be \("):
+        ViT.from_pretrained(folder)
+
+
+def test_layers_too_many_and_too_few(folder: Path) -> None:
+    for layers, kind in ((3, "missing"), (1, "not expected")):
+        change_config(folder, num_hidden_layers=layers)
+        with pytest.raises(CheckpointError, match=rf"{kind}: .*encoder\.layer\.{min(layers, 2)}\..* and \d+ more"):
+            ViT.from_pretrained(folder)
+
+
+def test_a_bias_that_the_configuration_denies(folder: Path) -> None:
+    change_config(folder, qkv_bias=False)
+    with pytest.raises(CheckpointError, match=r"not expected: encoder\.layer\.0\.attention\.attention\.key\.bias"):
+        ViT.from_pretrained(folder)
+
+
+def test_labels_have_to_be_the_classifiers(folder: Path) -> None:
+    change_config(folder, id2label={"0": "a", "1": "b"})
+    with pytest.raises(CheckpointError, match=r"classifier\.weight has 25 rows and config\.json 2 labels"):
+        ViT.from_pretrained(folder)
+    change_config(folder, id2label=None, label2id=None, num_labels=25)
+    assert ViT.from_pretrained(folder).config.id2label[24] == "LABEL_24"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"hidden_size": 50}, "hidden_size 50 is not a multiple of num_attention_heads 3"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+        ({"pooler_act": "relu"}, "pooler_act is 'relu'"),
+        ({"patch_size": 40}, "holds no patch"),
+        ({"num_attention_heads": 0}, "positive"),
+        ({"hidden_size": "large"}, "does not describe a ViT"),
+        ({"id2label": ["a", "b"]}, "does not describe a ViT"),
+        ({"image_size": [32]}, "does not describe a ViT"),
+        ({"model_type": "deit"}, '"deit"'),
+        ({"model_type": None}, '"vit" is accepted'),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_cannot_be_built_is_refused(folder: Path, changes: dict, told: str) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(CheckpointError, match=re.escape(told)) as caught:
+        ViT.from_pretrained(folder)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "", '{"model_type": "vit"', "\x00"])
+def test_a_configuration_that_is_no_object_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=re.escape(str(folder / "config.json"))):
+        ViT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["../somewhere", "a/b/c", "", "owner/name/", "-x y"])
+def test_a_name_that_is_neither_folder_nor_id_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name == "":  # the current folder, as for pathlib
+        with pytest.raises(CheckpointError, match=r"has no config\.json"):
+            ViT.from_pretrained(name)
+        return
+    with pytest.raises(CheckpointError, match="not of the form of a Hugging Face id"):
+        ViT.from_pretrained(name)
+
+
+# Nothing half-written
+
+
+@pytest.mark.parametrize("failing", ["weights", "weights midway", "config"])
+def test_a_save_that_fails_leaves_the_old_files(folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    model = ViT.from_pretrained(folder)
+    target = folder.parent / "saved"
+    model.save_pretrained(target)
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    with torch.no_grad():
+        model.classifier.bias.add_(1)
+
+    def fail(tensors: dict, file: Path, metadata: dict) -> None:
+        if failing == "weights midway":
+            Path(file).write_bytes(b"half")
+        raise OSError("no space left")
+
+    if failing == "config":
+        monkeypatch.setattr(ViTConfig, "to_dict", lambda self: {"id2label": object()})
+    else:
+        monkeypatch.setattr(weights, "save_file", fail)
+    with pytest.raises((OSError, TypeError)):
+        model.save_pretrained(target)
+    monkeypatch.undo()
+    assert {name: (target / name).read_bytes() for name in before} == before
+    ViT.from_pretrained(target)
+    model.save_pretrained(target)  # and a later save is not hindered by what the failed one left
+    assert torch.equal(ViT.from_pretrained(target).classifier.bias, model.classifier.bias)
+    assert {file.name for file in target.iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_saving_where_a_file_is_in_the_way(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        ViT.from_pretrained(folder).save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "in the way"
