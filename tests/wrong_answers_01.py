@@ -269,7 +269,7 @@ SHARED = [
     (by_pytorch, "No kernel was launched for this result"),
     (padded, "(?s)shape \\(1024,\\).*masks"),
     (copies_at_the_end, "no kernel wrote"),
-    (raises, "(?s)RuntimeError: something at 0x… went wrong\nThe line: `raise RuntimeError"),
+    (raises, "(?s)RuntimeError: something at 0x… went wrong The line: `raise RuntimeError"),
     (wrong_size_to_the_kernel, "mask lets"),
     (size_in_bytes, "mask lets"),
     (writes_past_the_end_with_pytorch, "overwritten"),
