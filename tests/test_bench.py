@@ -277,3 +277,9 @@ def test_the_profile_adds_up() -> None:
     assert sum(row.value for row in rows) == pytest.approx(100, abs=0.1)
     total = sum(row.ms for row in rows)
     assert all(row.value == pytest.approx(100 * row.ms / total, rel=0.01) for row in rows)
+
+
+def test_the_readme_quotes_the_recording():
+    from vitcourse.teach import readme
+
+    assert readme.table(measure.read("vit_forward", readme.GPU)) in readme.README.read_text(encoding="utf-8")

@@ -24,16 +24,14 @@ STYLE = {
     "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET,
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": FAINT, "axes.axisbelow": True, "figure.facecolor": "white", "axes.facecolor": "white",
-    "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold",
+    "savefig.facecolor": "auto", "axes.titlelocation": "left", "axes.titlesize": 11, "axes.titleweight": "bold",
 }  # fmt: skip
 
 
 def png(figure: plt.Figure) -> bytes:
-    """The figure as a PNG on a white card."""
+    """The figure as a PNG on a card of its own colour."""
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=144, bbox_inches="tight", pad_inches=0.2, facecolor="white", metadata={"Software": None}
-    )
+    figure.savefig(buffer, format="png", dpi=144, bbox_inches="tight", pad_inches=0.2, metadata={"Software": None})
     plt.close(figure)
     return buffer.getvalue()
 
