@@ -1,5 +1,6 @@
 """The exercise checks: every plausible wrong answer is refused with a hint that fits, every right one passes."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -16,6 +17,8 @@ from vitcourse.teach import check, trace
 
 # ruff: isort: split
 import triton
+import triton.language as tl
+from triton.runtime import interpreter
 
 RIGHT = {**wrong_answers_00.RIGHT, **wrong_answers_01.RIGHT}
 WRONG = {**wrong_answers_00.WRONG, **wrong_answers_01.WRONG}
@@ -24,7 +27,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(check, "SECONDS", 3.0)
+    monkeypatch.setattr(check, "SECONDS", 6.0)
     wrong_answers_01.STALE.clear()
 
 
@@ -248,3 +251,30 @@ def test_the_traced_pass_works_on_kernels_compiled_for_a_gpu():
         texts.append(done.stdout)
     # A notebook recorded on a GPU is compared with a run on a CPU.
     assert texts[0] == texts[1] and texts[0].count("Wrong.") > 15
+
+
+def test_a_trace_leaves_the_interpreter_as_it_was():
+    # triton-viz rewrites loops while it traces; a kernel with a loop that is interpreted first after a trace must not see that.
+    x = torch.randn(40)
+    for answer in (wrong_answers_01.endless, None):
+        with pytest.raises(trace.TookTooLong) if answer else contextlib.nullcontext():
+            if answer:
+                trace.record(wrong_answers_01.launch(answer), 1.0, x, x.clone(), accesses=100)
+            else:
+                trace.record(check_loop, x)
+        assert "visit_For" not in interpreter.ASTTransformer.__dict__
+    traced = check_loop(x) if runtime.INTERPRETER else None
+    assert traced is None or torch.equal(traced, 2 * x)
+
+
+@triton.jit
+def loop_kernel(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    for start in range(0, size, BLOCK):
+        offsets = start + tl.arange(0, BLOCK)
+        tl.store(output_ptr + offsets, 2 * tl.load(x_ptr + offsets, mask=offsets < size), mask=offsets < size)
+
+
+def check_loop(x):
+    output = torch.empty_like(x)
+    loop_kernel[(1,)](x, output, x.numel(), BLOCK=16)
+    return output

@@ -195,7 +195,7 @@ def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype:
             label = ", ".join(operation.name for operation in group)
             near_ridge = bound and intensity > 0.3 * ridge
             place, side = (
-                ((-9, -2), "right") if near_ridge else ((9, -4), "left") if bound else ((0, -16 - 13 * (index % 2)), "center")
+                ((-9, -2), "right") if near_ridge else ((9, -4), "left") if bound else ((2, -16 - 13 * (index % 2)), "left")
             )
             axes.annotate(
                 label, (intensity, reach), xytext=place, textcoords="offset points", fontsize=8.5, color=colour, ha=side

@@ -42,7 +42,14 @@ with warnings.catch_warnings():
     from triton_viz.core.callbacks import ForLoopCallbacks, OpCallbacks
     from triton_viz.core.client import Client, ClientManager
     from triton_viz.core.data import AtomicCas, AtomicRMW, Load, Store
-    from triton_viz.core.patch import OPERATION_REGISTRY, PatchOp, unpatch_for_loop, unpatch_lang, unpatch_op
+    from triton_viz.core.patch import (
+        OPERATION_REGISTRY,
+        PatchOp,
+        triton_viz_visit_For,
+        unpatch_for_loop,
+        unpatch_lang,
+        unpatch_op,
+    )
 
 Program = tuple[int, int, int]
 
@@ -202,7 +209,10 @@ def record(function: Callable, *args: Any, seconds: float = 60.0, accesses: int 
 
 @contextmanager
 def time_limit(seconds: float, interruptible: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Raise TookTooLong inside the block once it has run for `seconds`. Outside of the main thread it sets no limit."""
+    """Raise TookTooLong inside the block once the process has computed for `seconds`. Outside of the main thread, never.
+
+    Seconds of the processor's time, so that a busy machine does not make a function look endless.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -210,17 +220,17 @@ def time_limit(seconds: float, interruptible: Callable[[], bool] = lambda: True)
     def stop(_signal, _frame):
         if interruptible():
             raise TookTooLong(f"still running after {seconds:g} seconds")
-        signal.setitimer(signal.ITIMER_REAL, 0.01, seconds)
+        signal.setitimer(signal.ITIMER_PROF, 0.01, seconds)
 
-    handler = signal.signal(signal.SIGALRM, stop)
+    handler = signal.signal(signal.SIGPROF, stop)
     # Repeatedly, for a function that catches the first one.
-    before = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    before = signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, *before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
+        signal.setitimer(signal.ITIMER_PROF, *before)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -412,6 +422,10 @@ def _unpatch() -> None:
                 unpatch_op(namespace, name, "triton")
     unpatch_for_loop()
     unpatch_lang("triton")
+    # Its rewriting of loops stays behind: the interpreter has none of its own that could be put back. A kernel that is
+    # interpreted for the first time after that would ask for a name that only traced kernels' modules have.
+    if interpreter.ASTTransformer.__dict__.get("visit_For") is triton_viz_visit_For:
+        del interpreter.ASTTransformer.visit_For
 
 
 #: Every way to a kernel ends in one of these, also one through a list, a module or an attribute.
@@ -437,6 +451,7 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
         # Triton 3.6 takes int() of an array of one element for a loop's bounds, which NumPy 2.5 refuses.
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    rewritten = set(InterpretedFunction.rewritten_fn)
     patch_lang_tensor = interpreter._patch_lang_tensor
     where = {"DEVICE": torch.device("cpu"), "INTERPRETER": True, "DTYPES": (torch.float32, torch.float16)}
     before = {name: getattr(runtime, name) for name in where}
@@ -451,5 +466,7 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
         for owner, original in _RUN.items():
             owner.run = original
         interpreter._patch_lang_tensor = patch_lang_tensor
+        for function in set(InterpretedFunction.rewritten_fn) - rewritten:  # with triton-viz's loops in them
+            del InterpretedFunction.rewritten_fn[function]
         for name, value in before.items():
             setattr(runtime, name, value)
