@@ -237,8 +237,18 @@ def format_table(rows: list[measure.Measurement]) -> str:
     return "\n".join(lines)
 
 
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        batches = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        batches = ()
+    if not batches or min(batches) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of batch sizes such as 1,8,32")
+    return batches
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="batch sizes, separated by commas")
+    parser.add_argument("--batches", type=_batches, default=BATCHES, help="batch sizes, separated by commas")
     parser.add_argument("--providers", default=",".join(PROVIDERS), help="of these, separated by commas")
     parser.add_argument("--out", type=Path, help="folder for the CSV files (default: benchmarks/<gpu>)")
     parser.add_argument("--first-result", choices=PROVIDERS, help=argparse.SUPPRESS)
@@ -265,6 +275,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"error: unknown providers {', '.join(unknown)}; there are {', '.join(PROVIDERS)}", file=sys.stderr)
         return 2
     print(runtime.describe(), flush=True)
-    rows = run_all(tuple(int(batch) for batch in arguments.batches.split(",")), names, arguments.out)
+    rows = run_all(arguments.batches, names, arguments.out)
     print("\n" + format_table(rows))
     return 0

@@ -124,7 +124,10 @@ def read(name: str, gpu: str | None = None) -> list[Measurement]:
 
 @dataclass
 class Ceilings:
-    """A machine's two ceilings as measured: bytes a second through device memory, and FLOP a second by type."""
+    """A machine's two ceilings as measured: bytes a second through device memory, and FLOP a second by type.
+
+    "float32" is the better of two ways to a float32 product: cuBLAS's own, or three tf32 products on the tensor cores.
+    """
 
     gpu: str
     bandwidth: float
@@ -164,4 +167,7 @@ def ceilings(rows: list[Measurement] | None = None, gpu: str | None = None) -> C
     """The ceilings in `rows`; by default the recorded ones, of `gpu` or as `read` chooses."""
     rows = read("ceilings", gpu) if rows is None else rows
     bandwidth = next(row.value for row in rows if row.metric == "bytes/s")
-    return Ceilings(rows[0].gpu, bandwidth, {row.dtype: row.value for row in rows if row.metric == "FLOP/s"})
+    flops = {row.dtype: row.value for row in rows if row.metric == "FLOP/s"}
+    if "float32" in flops and "tf32" in flops:
+        flops["float32"] = max(flops["float32"], flops["tf32"] / 3)
+    return Ceilings(rows[0].gpu, bandwidth, flops)

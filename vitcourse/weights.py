@@ -204,7 +204,11 @@ def save(model: ViT, path: str | Path) -> None:
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
     scratch = folder / "model.safetensors.part", folder / "config.json.part"
-    save_file(state_dict_for_files(model), scratch[0], metadata={"format": "pt"})
-    scratch[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for file in scratch:  # only once both are there
-        file.replace(file.with_suffix(""))
+    try:
+        save_file(state_dict_for_files(model), scratch[0], metadata={"format": "pt"})
+        scratch[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for file in scratch:  # only once both are there
+            file.replace(file.with_suffix(""))
+    finally:
+        for file in scratch:
+            file.unlink(missing_ok=True)
