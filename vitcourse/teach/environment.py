@@ -14,7 +14,7 @@ import triton.language as tl
 from .. import measure, runtime
 
 MINIMUM_PYTHON = (3, 10)
-PACKAGES = ("torch", "triton", "transformers", "safetensors", "triton-viz", "matplotlib", "scikit-learn", "jupyterlab", "nbval")
+PACKAGES = ("torch", "triton", "transformers", "safetensors", "triton-viz", "matplotlib", "scikit-learn")
 
 
 @dataclass

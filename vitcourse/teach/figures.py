@@ -139,18 +139,21 @@ def _finish(axes: plt.Axes, rows: Sequence[measure.Measurement]) -> None:
     axes.figure.text(0.99, 0.01, note, ha="right", va="top", fontsize=8, color=QUIET)
 
 
-def bandwidth(rows: Sequence[measure.Measurement], ceiling: float, title: str = "") -> None:
-    """GB/s against the size of the problem, a line a provider, with the measured copy bandwidth (bytes/s) as the limit.
+def bandwidth(rows: Sequence[measure.Measurement], title: str = "") -> None:
+    """GB/s against the size of the problem, a line a provider, with the copy bandwidth measured beside them as the limit.
 
-    rows: measurements whose `shape` is a number of elements and whose metric is GB/s.
+    rows: measurements whose `shape` is a number of elements and whose metric is GB/s. With none, nothing is drawn.
     """
+    if not rows:
+        return
+    ceiling = max(row.limit for row in rows)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.2))
-        axes.axhline(ceiling / 1e9, color=ACCENT, lw=1.5, linestyle="--")
+        axes.axhline(ceiling, color=ACCENT, lw=1.5, linestyle="--")
         axes.text(
             0.01,
-            ceiling / 1e9,
-            f" copy: {ceiling / 1e9:,.0f} GB/s",
+            ceiling,
+            f" copy: {ceiling:,.0f} GB/s",
             color=ACCENT,
             va="bottom",
             transform=axes.get_yaxis_transform(),
@@ -167,9 +170,7 @@ def bandwidth(rows: Sequence[measure.Measurement], ceiling: float, title: str = 
         axes.set(xlabel="elements", ylabel="GB/s (bytes read and written)", title=title)
         axes.legend(frameon=False, loc="lower right")
         _finish(axes, rows)
-    show(
-        figure, f"{title or 'Bandwidth'} on {rows[0].gpu}: " + "; ".join(notes) + f"; the copy reaches {ceiling / 1e9:,.0f} GB/s."
-    )
+    show(figure, f"{title or 'Bandwidth'} on {rows[0].gpu}: " + "; ".join(notes) + f"; the copy reaches {ceiling:,.0f} GB/s.")
 
 
 def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype: str = "bfloat16") -> None:
