@@ -668,7 +668,8 @@ def _diagnose(attempt: Attempt, exercise: Exercise) -> _Wrong:
     if not np.isfinite(answer).all():
         return _Wrong(message, "The result holds NaN or infinity that no input has: is something read that was never written?")
     right = attempt.expected.cpu().numpy()[stored]
-    near = (np.abs(answer - right) <= 4e-3 * np.abs(right).max()).all()
+    inputs = [float(value.abs().max()) for value in attempt.arguments.values() if isinstance(value, torch.Tensor)]
+    near = (np.abs(answer - right) <= 4e-3 * max(np.abs(right).max(), *inputs)).all()  # sums that cancel err by their terms
     # One wrong element may come near by chance; many do not, nor does a number that float16 happens to have.
     many = stored_wrong.sum() >= max(8, stored.sum() / 2)
     if attempt.result.dtype == torch.float32 and near and (many or (answer == answer.astype(np.float16)).all()):
