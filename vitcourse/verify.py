@@ -17,7 +17,7 @@ from torch import nn
 
 from . import runtime
 from .vit import ViT
-from .weights import CheckpointError, resolve
+from .weights import resolve
 
 #: The floor of the tolerance, in units of the type's eps (2^-23, 2^-10 and 2^-7 for float32, float16 and bfloat16).
 FLOOR = 8
@@ -157,9 +157,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 0 where every layer agrees, 1 where one does not."""
-    dtype = getattr(torch, arguments.dtype)
-    if dtype not in runtime.DTYPES:
-        raise CheckpointError(f"{arguments.dtype} is not available in Triton's interpreter: NumPy has no such type")
+    from .classify import choose_dtype
+
+    dtype = choose_dtype(arguments.dtype)
     pixel_values = None
     if arguments.image:
         from .images import load_image, preprocess
