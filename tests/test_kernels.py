@@ -773,6 +773,19 @@ def test_sums_are_kept_in_float32():
     assert kernels.bmm(large, large.transpose(1, 2), scale=0.01).item() == 1800
 
 
+def test_bfloat16_is_refused_on_a_gpu_without_it(monkeypatch):
+    monkeypatch.setattr(runtime, "INTERPRETER", False)
+    monkeypatch.setattr(runtime, "capability", lambda: 75)
+    monkeypatch.setattr(runtime, "gpu_name", lambda: "Tesla T4")
+    x = torch.ones(4, dtype=torch.bfloat16, device=runtime.DEVICE)
+    with pytest.raises(
+        TypeError, match=r"relu: input has type bfloat16; accepted: float32, float16; Tesla T4 .* sm_80; it is sm_75"
+    ):
+        kernels.relu(x)
+    monkeypatch.setattr(runtime, "capability", lambda: 80)
+    assert torch.bfloat16 not in runtime.DTYPES or not runtime.refusal(torch.bfloat16)
+
+
 def test_a_float32_product_follows_pytorchs_setting(monkeypatch):
     tensor_cores = runtime.capability() >= 80
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")

@@ -107,12 +107,17 @@ def float32_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(kept)
 
 
+def half_precision() -> torch.dtype:
+    """bfloat16, or float16 on a GPU that has no bfloat16 arithmetic."""
+    return torch.float16 if runtime.refusal(torch.bfloat16) else torch.bfloat16
+
+
 def first_result(provider: str) -> None:
     """For a fresh process: build `provider`, run it once on one image, and say so on standard output."""
     model, how = PROVIDERS[provider]
-    pixel_values = torch.randn(1, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
+    pixel_values = torch.randn(1, 3, 224, 224, device="cuda", dtype=half_precision())
     with torch.inference_mode():
-        prepare(build(model, torch.bfloat16), how, pixel_values)()
+        prepare(build(model, half_precision()), how, pixel_values)()
         torch.cuda.synchronize()
     print("first result", flush=True)
 
@@ -140,8 +145,9 @@ def profile(batch: int) -> list[measure.Measurement]:
     """The GPU time of one of our forward passes, operation by operation: each is one kernel, told by its place in the order."""
     block = ["layer norm", "qkv", "attention", "out + residual", "layer norm", "fc1 + gelu", "fc2 + residual"]
     names = ["patch embedding + position", *block * CONFIG.num_hidden_layers, "layer norm", "classifier"]
-    model = build("vitcourse", torch.bfloat16)
-    pixel_values = torch.randn(batch, 3, *CONFIG.image_shape, device="cuda", dtype=torch.bfloat16)
+    dtype = half_precision()
+    model = build("vitcourse", dtype)
+    pixel_values = torch.randn(batch, 3, *CONFIG.image_shape, device="cuda", dtype=dtype)
     passes = 20
     with torch.inference_mode():
         for _ in range(passes):
@@ -163,7 +169,7 @@ def profile(batch: int) -> list[measure.Measurement]:
         rows.append(
             measure.measurement(
                 "vitcourse", (ms,) * 3, metric="percent of forward", value=100 * sum(mine) / total,
-                dtype="bfloat16", shape=name, batch=batch,
+                dtype=str(dtype).removeprefix("torch."), shape=name, batch=batch,
             )
         )  # fmt: skip
     return rows
@@ -175,7 +181,8 @@ def run_all(batches: tuple[int, ...], names: list[str], directory: Path | None) 
     measure.write("ceilings", ceiling_rows, directory)
     ceilings = measure.ceilings(ceiling_rows)
     rows: list[measure.Measurement] = []
-    dtypes = [("bfloat16" if torch.bfloat16 in runtime.DTYPES else "float16", "highest", names)]
+    half = str(half_precision()).removeprefix("torch.")
+    dtypes = [(half, "highest", names)]
     dtypes += [
         (label, precision, [n for n in names if n in IN_FLOAT32])
         for label, precision in (("tf32", "high"), ("float32", "highest"))
@@ -216,7 +223,7 @@ def run_all(batches: tuple[int, ...], names: list[str], directory: Path | None) 
             seconds = time_to_first_result(name)
             ms = (1e3 * seconds,) * 3
             rows.append(
-                measure.measurement(name, ms, metric="s to first result", value=seconds, dtype="bfloat16", shape=SHAPE, batch=1)
+                measure.measurement(name, ms, metric="s to first result", value=seconds, dtype=half, shape=SHAPE, batch=1)
             )
             measure.write("vit_forward", rows, directory)
             print(f"{name:26} {seconds:6.1f} s from process start to the first result, cold caches", flush=True)

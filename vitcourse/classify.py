@@ -17,11 +17,9 @@ DEFAULT_MODEL = Path(__file__).parent / "assets" / "vit-digits"
 def choose_dtype(name: str) -> torch.dtype:
     """The torch type called `name`. Raises ValueError, with the reason, for one that kernels do not take here."""
     dtype = getattr(torch, name)
-    if dtype not in runtime.DTYPES:
-        raise ValueError(
-            f"{name} needs a CUDA GPU: here kernels run in Triton's interpreter, which computes with NumPy, and NumPy has no "
-            f"{name}; use float32 or float16"
-        )
+    why = runtime.refusal(dtype)
+    if why:
+        raise ValueError(f"{name} is not to be had here: {why}. Use float32 or float16")
     return dtype
 
 

@@ -152,7 +152,7 @@ def measure_ceilings() -> list[Measurement]:
         ("bfloat16", torch.bfloat16, "highest"), ("float16", torch.float16, "highest"),
         ("tf32", torch.float32, "high"), ("float32", torch.float32, "highest"),
     ):  # fmt: skip
-        if dtype not in runtime.DTYPES:
+        if runtime.refusal(dtype):
             continue
         torch.set_float32_matmul_precision(precision)
         a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))

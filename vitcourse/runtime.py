@@ -36,7 +36,7 @@ import triton  # noqa: E402  (only now: see the docstring)
 #: Where tensors given to a kernel have to live.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETER else "cpu")
 
-#: Types a kernel takes. The interpreter computes with NumPy, which has no bfloat16.
+#: Types a kernel takes, but for what `refusal` says of this GPU. The interpreter's NumPy has no bfloat16.
 DTYPES = (torch.float32, torch.float16) if INTERPRETER else (torch.float32, torch.float16, torch.bfloat16)
 
 #: Bytes of shared memory that one program may use, by compute capability (CUDA C++ Programming Guide, table
@@ -80,10 +80,21 @@ def shared_memory() -> int:
     return _properties(torch.cuda.current_device()).shared_memory_per_block_optin
 
 
+def refusal(dtype: torch.dtype) -> str:
+    """Why kernels do not take `dtype` here, in words; "" where they do."""
+    if dtype == torch.bfloat16 and INTERPRETER:
+        return "Triton's interpreter computes with NumPy, which has no bfloat16, and its results in it are wrong"
+    if dtype == torch.bfloat16 and 0 < capability() < 80:
+        return f"{gpu_name()} has no bfloat16 arithmetic, which came with sm_80; it is sm_{capability()}"
+    if dtype not in DTYPES:
+        return "there is no kernel for it"
+    return ""
+
+
 def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
     """Refuse tensors that `function`'s kernel cannot take, by argument name; those in `optional` may be None.
 
-    Raises TypeError for something that is no tensor, for a type outside `DTYPES` and for mixed types; ValueError for a
+    Raises TypeError for something that is no tensor, for a type that `refusal` refuses and for mixed types; ValueError for a
     tensor on another device than `DEVICE`, or on another GPU than the current one; NotImplementedError for a tensor whose
     gradient would be lost.
     """
@@ -92,12 +103,11 @@ def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | N
     for name, tensor in (tensors | given).items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{function}: {name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
-        if tensor.dtype not in DTYPES:
-            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            why = ""
-            if INTERPRETER and tensor.dtype == torch.bfloat16:
-                why = "; Triton's interpreter computes with NumPy, which has no bfloat16, and its results in it are wrong"
-            raise TypeError(f"{function}: {name} has type {str(tensor.dtype).removeprefix('torch.')}; accepted: {accepted}{why}")
+        why = refusal(tensor.dtype)
+        if why:
+            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES if not refusal(dtype))
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise TypeError(f"{function}: {name} has type {kind}; accepted: {accepted}; {why}")
         if tensor.device.type != DEVICE.type:
             where = "Triton's interpreter, on the CPU" if INTERPRETER else f"the GPU ({gpu_name()})"
             raise ValueError(
