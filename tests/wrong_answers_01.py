@@ -482,6 +482,7 @@ WRONG = {
         (launch_persistent("", grid=lambda size, block, programs: triton.cdiv(size, block)), "at most 3 were allowed"),
         (launch_persistent("", grid=lambda size, block, programs: programs + 1), "2 programs were launched, and at most 1"),
         (launch_persistent("", grid=lambda size, block, programs: size // block), "never stored"),
+        (launch_persistent("", grid=lambda size, block, programs: 1), "of 4 programs that were allowed only 1 ran"),
         (by_while(forgets=True), "(?s)did not finish.*loop"),
         (one_wide_block, "(?s)size 300001 by 2 programs.*keep BLOCK fixed"),
         (ignores_programs, "at most 1 were allowed|at most 3 were allowed"),

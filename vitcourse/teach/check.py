@@ -807,6 +807,11 @@ def _persistent(attempt: Attempt) -> None:
             "The grid is (programs,), or the number of blocks if that is smaller; a loop in the kernel does the rest.",
         )
     stores = [access.program for access in trace.accesses if access.kind == "store"]
+    if launched < programs and len(stores) > len(set(stores)):
+        raise _Wrong(
+            f"The values are right, but of {programs} programs that were allowed only {launched} ran, and looped.",
+            "Launch min(programs, number of blocks) of them: with fewer, multiprocessors stand idle.",
+        )
     if attempt.result.numel() > 300_000 and len(stores) == len(set(stores)):
         raise _Wrong(
             "The values are right, but no program takes more than one block.",

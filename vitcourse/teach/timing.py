@@ -65,7 +65,7 @@ def bandwidth(
 def launches(name: str, functions: dict[str, Callable[[], object]], calls: int = 200) -> list[measure.Measurement]:
     """What one call of each function costs: microseconds of the host's time, and of the GPU's.
 
-    The host's: `calls` calls in a row without waiting for the GPU. The GPU's: a call with its kernels' inputs in reach.
+    The host's: `calls` calls in a row without waiting for the GPU. The GPU's: as `measure.milliseconds` times it.
     """
     if runtime.DEVICE.type != "cuda":
         return _recorded(name)
