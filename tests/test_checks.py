@@ -14,6 +14,7 @@ import wrong_answers_01
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
+from vitcourse.teach.check import judge
 
 # ruff: isort: split
 import triton
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(check, "SECONDS", 6.0)
+    monkeypatch.setattr(judge, "SECONDS", 6.0)
     wrong_answers_01.STALE.clear()
 
 
@@ -136,7 +137,7 @@ def test_a_check_leaves_nothing_behind():
 
 def test_guards_notice_a_write_on_either_side():
     for index in (-1, 10):
-        guards = check._Guards(torch.device("cpu"))
+        guards = judge.Guards(torch.device("cpu"))
         tensor = guards.place(torch.zeros(10))
         assert guards.intact()
         tensor.as_strided((1,), (1,), tensor.storage_offset() + index).fill_(0.0)
@@ -145,7 +146,7 @@ def test_guards_notice_a_write_on_either_side():
 
 def test_guards_are_put_around_what_a_function_allocates():
     x = torch.zeros(4, 6, dtype=torch.float16).T
-    with check._Guards(torch.device("cpu")) as guards:
+    with judge.Guards(torch.device("cpu")) as guards:
         made = [
             torch.empty_like(x),
             x.new_empty(3),
@@ -220,7 +221,8 @@ import wrong_answers_01 as bank
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
-check.SECONDS = 10.0
+from vitcourse.teach.check import judge
+judge.SECONDS = 10.0
 names = {"add": slice(0, None, 8), "axpy": slice(1, None, 12), "add3": slice(0, None, 2), "persistent_add": slice(0, None, 3)}
 for name, chosen in names.items():
     assert getattr(check, name)(bank.RIGHT[name][0]).status == "right", name

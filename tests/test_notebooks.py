@@ -5,6 +5,7 @@ small notebooks with one thing wrong each show that the recorder and its list of
 """
 
 import copy
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -86,7 +87,8 @@ def comparable(cell: NotebookNode) -> list[tuple]:
 def assert_solved(notebook: NotebookNode, folder: Path) -> None:
     """Run the notebook with its solutions: every check says right, all other compared cells say what is stored."""
     stored = record.canonical(notebook)
-    solved = record.execute(record.solve(stored), folder, seconds=300, skip="nbval-skip", PYTHONPATH=str(record.REPOSITORY))
+    paths = os.pathsep.join(filter(None, [str(record.REPOSITORY), os.environ.get("PYTHONPATH")]))
+    solved = record.execute(record.solve(stored), folder, seconds=300, skip="nbval-skip", PYTHONPATH=paths)
     solved = record.canonical(solved)
     checks = {cell.id: name for name, cell in record.parts(stored, "check")}
     wrong = []

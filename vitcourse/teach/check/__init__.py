@@ -1,0 +1,16 @@
+"""The checks of the exercises: each takes a reader's function and says what is right or wrong with it.
+
+    check.add(my_add)
+    Wrong. Smallest failing case: size 1 in float32.
+    Program (0, 0, 0) of my_kernel loads outside of x_ptr: element 1, and it has 1.
+    The line: `x = tl.load(x_ptr + offsets)`
+    Hint: This load has no mask, and the last block reaches past the end: add mask=offsets < size.
+
+`judge` is how they judge; `lesson_NN` has the checks of a lesson: cases, typical mistakes with their hints, and rules.
+"""
+
+from .judge import Verdict
+from .lesson_00 import floor_us, linear_cost, tiles
+from .lesson_01 import add, add3, axpy, persistent_add
+
+__all__ = ["Verdict", "add", "add3", "axpy", "floor_us", "linear_cost", "persistent_add", "tiles"]
