@@ -119,6 +119,10 @@ def _exception_hint(error: BaseException, device: str = "cpu") -> str:
         return "A name is used before it has a value: is it spelled as where it is defined, and was that cell run?"
     if "cuda" in text.lower() and device == "cpu":
         return "The check also calls your function on CPU tensors: allocate the output where the input is, torch.empty_like(x)."
+    if isinstance(error, OverflowError):
+        return "exp of more than 709 does not fit in a Python float: subtract the maximum first, so that exp gets 0 at most."
+    if "Expected dtype ['fp32', 'fp64']" in text:
+        return "This function takes no float16: convert what you load, tl.load(...).to(tl.float32), and compute in float32."
     if isinstance(error, TypeError) and "argument" in text:
         return "The arguments of a call do not fit the function's or the kernel's parameters: compare them one by one, in order."
     if "maximum tensor numel" in text:
@@ -208,7 +212,7 @@ def _show(value: Any) -> str:
 def _same(answer: Any, expected: Any) -> bool:
     if isinstance(expected, (tuple, list)):
         return len(answer) == len(expected) and all(_same(a, e) for a, e in zip(answer, expected))
-    return math.isclose(answer, expected, rel_tol=1e-9, abs_tol=0.0)
+    return math.isclose(answer, expected, rel_tol=1e-9, abs_tol=0.0) or (math.isnan(answer) and math.isnan(expected))
 
 
 def number(value: Any) -> float | int:
@@ -283,10 +287,14 @@ class Guards(TorchFunctionMode):
 
 @dataclass
 class Case:
-    """One call to try. label: how the verdict names it. arguments: by name and in order; tensors on the CPU, or numbers."""
+    """One call to try. label: how the verdict names it. arguments: by name and in order; tensors on the CPU, or numbers.
+
+    slack: what the tolerance has beyond the rule, as a part of the largest magnitude in the reference.
+    """
 
     label: str
     arguments: dict[str, Any]
+    slack: float = 0.0
 
 
 @dataclass
@@ -295,6 +303,7 @@ class Attempt:
 
     result, expected: what it returned, and the reference in float64. wrong: True where they differ too much.
     unwritten: True where an element of the result was never stored. trace: None in the pass on the GPU.
+    results: all that it returned, where that is a tuple; there is an attempt for each, and this one is number `part`, `name`.
     """
 
     case: Case
@@ -305,6 +314,14 @@ class Attempt:
     wrong: np.ndarray
     unwritten: np.ndarray
     trace: tracing.Trace | None
+    results: tuple[torch.Tensor, ...] = ()
+    part: int = 0
+    name: str = ""
+
+    @property
+    def of(self) -> str:
+        """ " of dweight" for a verdict on that one of several results; "" where there is one."""
+        return f" of {self.name}" if self.name else ""
 
 
 @dataclass
@@ -314,7 +331,10 @@ class Exercise:
     reference: the right answer in PyTorch; called on float64 tensors for the truth, on the given ones for its own error.
     cases: draws the cases for these types, the smallest first. large: the one more that a GPU tries.
     mistakes: hints, and what a function that makes the mistake computes.
-    rules: look at a case's attempt whose values are right, and raise Wrong for what else was asked.
+    rules: look at a case's attempt whose values are right, and raise Wrong for what else was asked; at the first of several.
+    results: the names of what the function returns, where that is a tuple: of reference and mistakes as well.
+    clues: look at an attempt that no mistake explains, and return the hint that fits, or "".
+    torch_may_finish: whether PyTorch may take the last step, from what a kernel stored to the result.
     """
 
     reference: Callable
@@ -323,6 +343,9 @@ class Exercise:
     mistakes: list[tuple[str, Callable]]
     tried: str
     rules: list[Callable[[Attempt], None]] = field(default_factory=list)
+    results: tuple[str, ...] = ()
+    clues: list[Callable[[Attempt], str]] = field(default_factory=list)
+    torch_may_finish: bool = False
 
 
 def judge(function: Callable, exercise: Exercise) -> Verdict:
@@ -383,23 +406,35 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
             raise NotAttempted
     _check_kind(result, trace, arguments, tensors, exercise, device)
 
-    expected = exercise.reference(*_each(arguments, lambda tensor: tensor.double()))
-    native = exercise.reference(*_each(arguments, lambda tensor: tensor))
-    scale = float(expected.abs().max()) if expected.numel() else 0.0
-    own = float((native.double() - expected).abs().max()) if expected.numel() else 0.0
-    tolerance = 2 * own + 2 * torch.finfo(result.dtype).eps * scale
-    # Not `error > tolerance`: a NaN is wrong too.
-    wrong = ~((result.detach().double() - expected).abs() <= tolerance).cpu().numpy()
-    unwritten = (_bits(result) == _POISON[result.element_size()]).cpu().numpy()
-    if trace is not None:
-        unwritten = trace.owners(result).program < 0
-    attempt = Attempt(case, arguments, result, expected, tolerance, wrong, unwritten, trace)
-    if wrong.any() or unwritten.any():
-        raise _diagnose(attempt, exercise)
+    expected = _tuple(exercise.reference(*_each(arguments, lambda tensor: tensor.double())))
+    native = _tuple(exercise.reference(*_each(arguments, lambda tensor: tensor)))
+    attempts = []
+    for part, (one, truth, theirs) in enumerate(zip(_tuple(result), expected, native)):
+        finite = truth[truth.isfinite()]
+        scale = float(finite.abs().max()) if finite.numel() else 0.0
+        own = float((theirs.double()[truth.isfinite()] - finite).abs().max()) if finite.numel() else 0.0
+        tolerance = 2 * own + (2 * torch.finfo(one.dtype).eps + case.slack) * scale
+        found = one.detach().double()
+        # Not `error > tolerance`: a NaN is wrong too.
+        wrong = ~(((found - truth).abs() <= tolerance) | (found == truth)).cpu().numpy()
+        unwritten = (_bits(one) == _POISON[one.element_size()]).cpu().numpy()
+        if trace is not None:
+            unstored = trace.owners(one).program < 0
+            unwritten = unwritten if exercise.torch_may_finish and unstored.all() else unstored
+        name = exercise.results[part] if exercise.results else ""
+        attempts.append(Attempt(case, arguments, one, truth, tolerance, wrong, unwritten, trace, _tuple(result), part, name))
+    for attempt in attempts:
+        if attempt.wrong.any() or attempt.unwritten.any():
+            raise _diagnose(attempt, exercise)
     if not guards.intact():
         raise Wrong("Memory next to one of the tensors was overwritten.", "Mask the store: `mask=offsets < size`.")
     for rule in exercise.rules:
-        rule(attempt)
+        rule(attempts[0])
+
+
+def _tuple(result: Any) -> tuple:
+    """One tensor, or a tuple or list of them, as a tuple."""
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
 def _touches_memory(kernel: Callable, kinds: str = "load|store|atomic") -> bool:
@@ -417,8 +452,8 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
     for name, before in tensors.items():
         changed = (_bits(arguments[name]) != _bits(before.to(device))).cpu().numpy()
         if changed.any():
-            where = f"Your function changed its input {name}, first at index {int(np.argmax(changed))}."
-            if isinstance(result, torch.Tensor) and result.data_ptr() == arguments[name].data_ptr():
+            where = f"Your function changed its input {name}, first at {index_text(changed).split(' of ')[0]}."
+            if any(isinstance(one, torch.Tensor) and one.data_ptr() == arguments[name].data_ptr() for one in _tuple(result)):
                 raise Wrong(
                     where, f"It works in place: allocate an output, torch.empty_like({name}), store there, and return that."
                 )
@@ -427,31 +462,51 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
             raise Wrong(where + line, "The store goes to the wrong tensor: it needs the output's pointer, not an input's.")
     if result is None or result is ...:
         raise Wrong("Your function returned None.", "Something was computed and not handed back: end with `return output`.")
-    if not isinstance(result, torch.Tensor):
+    parts = _tuple(result) if exercise.results else (result,)
+    if exercise.results and (len(parts) != len(exercise.results) or not all(isinstance(one, torch.Tensor) for one in parts)):
+        kinds = ", ".join("None" if one is None else type(one).__name__ for one in parts)
+        found = f"({kinds})" if isinstance(result, (tuple, list)) else f"a {kinds}"
+        raise Wrong(
+            f"Your function returned {found}.",
+            f"Return {len(exercise.results)} tensors, in this order: ({', '.join(exercise.results)}).",
+        )
+    if not all(isinstance(one, torch.Tensor) for one in parts):
         raise Wrong(f"Your function returned a {type(result).__name__}.", "Return one tensor: the output.")
     first = next(iter(tensors.values()))
-    if result.device.type != device.type:
-        raise Wrong(
-            f"The result is on another device ({result.device.type}) than the inputs ({device.type}).",
-            "Allocate the output where the input is: torch.empty_like(x).",
-        )
+    wanted = _tuple(exercise.reference(*_each(arguments, lambda tensor: tensor)))
+    for part, one in enumerate(parts):
+        if one.device.type != device.type:
+            raise Wrong(
+                f"{_called(exercise, part)} is on another device ({one.device.type}) than the inputs ({device.type}).",
+                "Allocate the output where the input is: torch.empty_like(x).",
+            )
     if trace is not None and first.numel() and not trace.launches:
-        unwritten = result.element_size() in _BITS and bool((_bits(result) == _POISON[result.element_size()]).all())
-        if unwritten:
+        if any(one.element_size() in _BITS and bool((_bits(one) == _POISON[one.element_size()]).all()) for one in parts):
             raise Wrong("No kernel was launched, and the output was never written.", "Launch the kernel: kernel[grid](...).")
         raise Wrong("No kernel was launched for this result.", "Every call launches your Triton kernel: kernel[grid](...).")
-    wanted = exercise.reference(*_each(arguments, lambda tensor: tensor))
+    for part, (one, like) in enumerate(zip(parts, wanted)):
+        _check_form(_called(exercise, part), one, like, first)
+
+
+def _called(exercise: Exercise, part: int) -> str:
+    return exercise.results[part] if exercise.results else "The result"
+
+
+def _check_form(called: str, result: torch.Tensor, wanted: torch.Tensor, first: torch.Tensor) -> None:
+    """Refuse a result of the wrong shape or type. first: the first of the input tensors."""
     if result.shape != wanted.shape:
-        raise Wrong(
-            f"The result has shape {tuple(result.shape)}, and {tuple(wanted.shape)} was expected.",
-            "Give the output the shape of the input: torch.empty_like(x). Padding up to a whole block is what masks are for.",
-        )
+        if wanted.shape == first.shape:
+            hint = "Give the output the shape of the input: torch.empty_like(x). Padding up to a whole block is what masks are for."
+        else:
+            hint = f"Allocate it in that shape, {tuple(wanted.shape)} in this case."
+        raise Wrong(f"{called} has shape {tuple(result.shape)}, and {tuple(wanted.shape)} was expected.", hint)
     if result.dtype != wanted.dtype:
         found, asked = (str(dtype).removeprefix("torch.") for dtype in (result.dtype, wanted.dtype))
-        raise Wrong(
-            f"The result has the wrong type: {found}, and {asked} was expected.",
-            "The output has its input's dtype: torch.empty_like(x), or dtype=x.dtype.",
-        )
+        if wanted.dtype == first.dtype:
+            hint = "The output has its input's dtype: torch.empty_like(x), or dtype=x.dtype."
+        else:
+            hint = f"It is {asked}, whatever the type of the inputs: allocate it with dtype=torch.{asked}."
+        raise Wrong(f"{called} has the wrong type: {found}, and {asked} was expected.", hint)
 
 
 def _illegal(error: tracing.IllegalAccess) -> Wrong:
@@ -481,11 +536,14 @@ def _illegal(error: tracing.IllegalAccess) -> Wrong:
     )
 
 
-def _first_store(trace: tracing.Trace | None, tensor: torch.Tensor) -> tracing.Access | None:
-    if trace is None:
-        return None
+def _touches(access: tracing.Access, tensor: torch.Tensor) -> bool:
+    """Whether an access begins in this tensor."""
     start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
-    return next((a for a in trace.accesses if a.kind != "load" and a.addresses.size and start <= int(a.addresses[0]) < end), None)
+    return bool(access.addresses.size) and start <= int(access.addresses[0]) < end
+
+
+def _first_store(trace: tracing.Trace | None, tensor: torch.Tensor) -> tracing.Access | None:
+    return next((a for a in trace.accesses if a.kind != "load" and _touches(a, tensor)), None) if trace else None
 
 
 def index_text(place: np.ndarray) -> str:
@@ -500,32 +558,56 @@ def _diagnose(attempt: Attempt, exercise: Exercise) -> Wrong:
     if not stored_wrong.any():
         if attempt.unwritten.all() and not attempt.wrong.any():
             return Wrong(
-                "The values are right, but no kernel wrote the tensor that you returned: PyTorch copied or converted it.",
+                f"The values are right, but no kernel wrote {attempt.name or 'the tensor'} that you returned: "
+                "PyTorch copied or converted it.",
                 "Let the kernel store the finished values into the output itself.",
             )
         if attempt.wrong.any():
-            message = f"First wrong element: {index_text(attempt.wrong)}, which was never stored."
+            message = f"First wrong element{attempt.of}: {index_text(attempt.wrong)}, which was never stored."
         else:
-            message = f"{index_text(attempt.unwritten).capitalize()} was never stored by a kernel."
+            message = f"{index_text(attempt.unwritten).capitalize()}{attempt.of} was never stored by a kernel."
         return Wrong(message, _unwritten_hint(attempt))
 
-    message = f"First wrong element: {index_text(stored_wrong)}."
+    message = f"First wrong element{attempt.of}: {index_text(stored_wrong)}."
     stored = ~attempt.unwritten
     answer = attempt.result.detach().double().cpu().numpy()[stored]
-    for hint, mistake in exercise.mistakes:
-        other = mistake(*_each(attempt.arguments, lambda tensor: tensor.double())).cpu().numpy()[stored]
-        if (np.abs(answer - other) <= attempt.tolerance + 1e-6 * np.abs(other).max(initial=0.0)).all():
-            return Wrong(message, hint)
-    if not np.isfinite(answer).all():
-        return Wrong(message, "The result holds NaN or infinity that no input has: is something read that was never written?")
     right = attempt.expected.cpu().numpy()[stored]
-    inputs = [float(value.abs().max()) for value in attempt.arguments.values() if isinstance(value, torch.Tensor)]
-    near = (np.abs(answer - right) <= 4e-3 * max(np.abs(right).max(), *inputs)).all()  # sums that cancel err by their terms
+    for hint, mistake in exercise.mistakes:
+        other = _tuple(mistake(*_each(attempt.arguments, lambda tensor: tensor.double())))[attempt.part]
+        other = other.double().cpu().numpy()[stored]
+        # One that makes no difference here is not what went wrong.
+        if _agree(answer, other, attempt.tolerance) and not _agree(right, other, attempt.tolerance):
+            return Wrong(message, hint)
+    for clue in exercise.clues:
+        if hint := clue(attempt):
+            return Wrong(message, hint)
+    if not np.isfinite(answer[np.isfinite(right)]).all():
+        return Wrong(message, "The result holds NaN or infinity that no input has: is something read that was never written?")
+    given = [value for value in attempt.arguments.values() if isinstance(value, torch.Tensor)]
+    largest = [float(value[value.isfinite()].abs().max()) for value in (attempt.expected, *given) if value.isfinite().any()]
+    error = np.abs(answer - right)[np.isfinite(right)]
+    near = (error <= 4e-3 * max(largest, default=0.0)).all()  # sums that cancel err by their terms
     # One wrong element may come near by chance; many do not, nor does a number that float16 happens to have.
     many = stored_wrong.sum() >= max(8, stored.sum() / 2)
     if attempt.result.dtype == torch.float32 and near and (many or (answer == answer.astype(np.float16)).all()):
         return Wrong(message, "Only about three digits are right: something is computed or stored in float16 on the way.")
+    low = attempt.result.ndim > 1 and any(value.dtype in (torch.float16, torch.bfloat16) for value in given)
+    if low and (error <= 0.1 * largest[0]).all():
+        # The float32 cases were right. Which element is beyond the tolerance first is a matter of luck.
+        return Wrong(
+            f"Elements{attempt.of} are wrong by more than one rounding.",
+            "It was right in float32: convert what you load, tl.load(...).to(tl.float32), before you compute with it.",
+        )
     return Wrong(message, _misread_hint(attempt))
+
+
+def _agree(answer: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
+    """Whether two arrays are the same within tolerance, their NaNs and infinities in the same places."""
+    finite = np.isfinite(other)
+    if not np.array_equal(answer[~finite], other[~finite], equal_nan=True):
+        return False
+    margin = tolerance + 1e-6 * np.abs(other[finite]).max(initial=0.0)
+    return bool((np.abs(answer[finite] - other[finite]) <= margin).all())
 
 
 def _unwritten_hint(attempt: Attempt) -> str:
@@ -534,6 +616,8 @@ def _unwritten_hint(attempt: Attempt) -> str:
         return "These elements still hold what was in the memory before: does the grid have enough programs?"
     owners = trace.owners(attempt.result)
     stores = [access for access in trace.accesses if access.kind != "load"]
+    if len(attempt.results) > 1 and not unwritten.all():
+        stores = [access for access in stores if _touches(access, attempt.result)]
     if unwritten.all():
         if not any(math.prod(launch.grid) for launch in trace.launches):
             return "The grid has no programs here: round up, triton.cdiv(size, BLOCK), not size // BLOCK."
@@ -569,15 +653,15 @@ def _misread_hint(attempt: Attempt) -> str:
     for name, tensor in attempt.arguments.items():
         if not isinstance(tensor, torch.Tensor):
             continue
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
-        loads = [a for a in trace.accesses if a.kind != "store" and a.addresses.size and start <= int(a.addresses[0]) < end]
+        loads = [access for access in trace.accesses if access.kind != "store" and _touches(access, tensor)]
         if not loads:
             return (
                 f"{name} is never read: which pointers does the kernel load from, and in which order is it given its arguments?"
             )
-        for program in trace.programs():
+        for program in trace.programs() if tensor.shape == attempt.result.shape else ():
             read = [a.elements for a in loads if a.program == program]
-            wrote = [a.elements for a in trace.accesses if a.kind != "load" and a.program == program and a.elements.size]
+            wrote = [a for a in trace.accesses if a.kind != "load" and a.program == program and a.elements.size]
+            wrote = [a.elements for a in wrote if len(attempt.results) == 1 or _touches(a, attempt.result)]
             if wrote and set(np.concatenate(wrote).tolist()) - set(np.concatenate(read).tolist() if read else []):
                 return f"Programs do not load the same elements of {name} as they store of the output: compare the offsets."
     return fallback
