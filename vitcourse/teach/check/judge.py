@@ -496,7 +496,7 @@ def _check_form(called: str, result: torch.Tensor, wanted: torch.Tensor, first: 
     """Refuse a result of the wrong shape or type. first: the first of the input tensors."""
     if result.shape != wanted.shape:
         if wanted.shape == first.shape:
-            hint = "Give the output the shape of the input: torch.empty_like(x). Padding up to a whole block is what masks are for."
+            hint = "Give the output the input's shape: torch.empty_like(x). Padding up to a whole block is what masks are for."
         else:
             hint = f"Allocate it in that shape, {tuple(wanted.shape)} in this case."
         raise Wrong(f"{called} has shape {tuple(result.shape)}, and {tuple(wanted.shape)} was expected.", hint)
