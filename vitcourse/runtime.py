@@ -80,6 +80,10 @@ def shared_memory() -> int:
     return _properties(torch.cuda.current_device()).shared_memory_per_block_optin
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def refusal(dtype: torch.dtype) -> str:
     """Why kernels do not take `dtype` here, in words; "" where they do."""
     if dtype == torch.bfloat16 and INTERPRETER:
@@ -94,20 +98,17 @@ def refusal(dtype: torch.dtype) -> str:
 def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
     """Refuse tensors that `function`'s kernel cannot take, by argument name; those in `optional` may be None.
 
-    Raises TypeError for something that is no tensor, for a type that `refusal` refuses and for mixed types; ValueError for a
-    tensor on another device than `DEVICE`, or on another GPU than the current one; NotImplementedError for a tensor whose
-    gradient would be lost.
+    Raises TypeError for something that is no tensor, and for a type that `refusal` refuses; ValueError for a tensor on another
+    device than `DEVICE`, or on another GPU than the current one.
     """
-    first_name, first = next(iter(tensors.items()))
     given = {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
     for name, tensor in (tensors | given).items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{function}: {name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
         why = refusal(tensor.dtype)
         if why:
-            accepted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES if not refusal(dtype))
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise TypeError(f"{function}: {name} has type {kind}; accepted: {accepted}; {why}")
+            accepted = ", ".join(_name(dtype) for dtype in DTYPES if not refusal(dtype))
+            raise TypeError(f"{function}: {name} has type {_name(tensor.dtype)}; accepted: {accepted}; {why}")
         if tensor.device.type != DEVICE.type:
             where = "Triton's interpreter, on the CPU" if INTERPRETER else f"the GPU ({gpu_name()})"
             raise ValueError(
@@ -118,15 +119,58 @@ def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | N
             raise ValueError(
                 f'{function}: {name} is on "{tensor.device}" and kernels are launched on the current device, "{current}"'
             )
-        if tensor.dtype != first.dtype:
+
+
+def check_forward_only(function: str, optional: Mapping[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
+    """`check_tensors` for a kernel that takes one type and has no backward pass yet.
+
+    Raises TypeError for mixed types as well, and NotImplementedError for a tensor whose gradient would be lost.
+    """
+    check_tensors(function, optional, **tensors)
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in (tensors | dict(optional or {})).items():
+        if tensor is not None and tensor.dtype != first.dtype:
             raise TypeError(
                 f"{function}: {name} is {tensor.dtype} and {first_name} is {first.dtype}; one type for all is accepted"
             )
-        if tensor.requires_grad and torch.is_grad_enabled():
+        if needs_gradient(tensor):
             raise NotImplementedError(
                 f"{function}: {name} requires grad, and this kernel has no backward pass yet; "
                 "call it under torch.no_grad() or torch.inference_mode()"
             )
+
+
+def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether a result of these tensors has to carry a gradient."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def autocast_to_float32(tensor: torch.Tensor) -> bool:
+    """Whether PyTorch computes softmax and layer norm of `tensor` in float32 here: under CUDA's autocast, not the CPU's.
+
+    (PyTorch's documentation of torch.amp, "CUDA Ops that can autocast to float32".)
+    """
+    return tensor.is_cuda and torch.is_autocast_enabled("cuda")
+
+
+_LIBRARY = torch.library.Library("vitcourse", "DEF")
+
+
+def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
+    """Make a launcher the PyTorch operator `vitcourse::<schema>`; what is decorated is called through PyTorch from then on.
+
+    torch.compile and torch.export take an operator as one step, and do not try to look inside. What it returns they learn
+    from `fake`: the same arguments to empty tensors of the right shapes, strides and types.
+    """
+
+    def register(launcher: Callable) -> Callable:
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(name, launcher, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"vitcourse::{name}", fake, lib=_LIBRARY)
+        return getattr(torch.ops.vitcourse, name).default
+
+    return register
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -2,14 +2,15 @@
 
 Two contiguous tensors of one shape are two flat vectors: program p owns elements p * BLOCK to (p + 1) * BLOCK - 1.
 Anything else (broadcast or strided operands) is cut into tiles of rows and columns; a broadcast dimension is one whose
-stride is 0.
+stride is 0. The gradient of an operand is the incoming gradient, summed to the operand's shape where it was broadcast.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, check_tensors
+from ..runtime import INTERPRETER, check_tensors, needs_gradient, operator
+from .sum_to_size import sum_to_size
 
 # Elements a program adds. 1,024 are 8 for each of 128 threads: one 16-byte access each in a 16-bit type, two in float32.
 # The interpreter runs programs one after another, so it wants few and large ones.
@@ -24,7 +25,7 @@ def add_kernel(input_ptr, other_ptr, output_ptr, size, BLOCK: tl.constexpr):
     mask = offsets < size  # the last program may reach past the end
     a = tl.load(input_ptr + offsets, mask=mask)
     b = tl.load(other_ptr + offsets, mask=mask)
-    tl.store(output_ptr + offsets, a + b, mask=mask)
+    tl.store(output_ptr + offsets, a.to(tl.float32) + b.to(tl.float32), mask=mask)
 
 
 @triton.jit
@@ -46,7 +47,7 @@ def broadcast_add_kernel(
     other_row = i * other_stride_0 + j * other_stride_1 + k * other_stride_2
     a = tl.load(input_ptr + input_row[:, None] + column[None, :] * input_column_stride, mask=mask)
     b = tl.load(other_ptr + other_row[:, None] + column[None, :] * other_column_stride, mask=mask)
-    tl.store(output_ptr + row[:, None] * columns + column[None, :], a + b, mask=mask)
+    tl.store(output_ptr + row[:, None] * columns + column[None, :], a.to(tl.float32) + b.to(tl.float32), mask=mask)
 
 
 def _collapse(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[list[int], list[list[int]]]:
@@ -65,17 +66,14 @@ def _collapse(shape: torch.Size, *strides: tuple[int, ...]) -> tuple[list[int], 
     return sizes, merged
 
 
-def add(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """`torch.add(input, other)`: the sum of two tensors of one type, broadcast to a common shape.
+def _fake(input, other, dtype):
+    return input.new_empty(torch.broadcast_shapes(input.shape, other.shape), dtype=dtype)
 
-    Any strides. The result is contiguous. Raises ValueError where the shapes do not broadcast.
-    """
-    check_tensors("add", input=input, other=other)
-    try:
-        shape = torch.broadcast_shapes(input.shape, other.shape)
-    except RuntimeError:
-        raise ValueError(f"add: shapes {tuple(input.shape)} and {tuple(other.shape)} do not broadcast") from None
-    output = torch.empty(shape, dtype=input.dtype, device=input.device)
+
+@operator("add(Tensor input, Tensor other, ScalarType dtype) -> Tensor", _fake)
+def _add(input: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    shape = torch.broadcast_shapes(input.shape, other.shape)
+    output = torch.empty(shape, dtype=dtype, device=input.device)
     if output.numel() == 0:
         return output
     if input.shape == other.shape and input.is_contiguous() and other.is_contiguous():
@@ -86,7 +84,7 @@ def add(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     a, b = input.expand(shape), other.expand(shape)
     sizes, strides = _collapse(shape, a.stride(), b.stride())
     if len(sizes) > 4:  # more uneven dimensions than the kernel decodes
-        return add(a.contiguous(), b.contiguous())
+        return _add(a.contiguous(), b.contiguous(), dtype)
     sizes = [1] * (4 - len(sizes)) + sizes
     strides = [[0, 0]] * (4 - len(strides)) + strides
     columns = sizes[3]
@@ -100,3 +98,39 @@ def add(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
     )  # fmt: skip
     return output
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, other, dtype):
+        ctx.operands = [(tensor.shape, tensor.dtype) for tensor in (input, other)]
+        return _add(input, other, dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        grads = []
+        for needed, (shape, dtype) in zip(ctx.needs_input_grad, ctx.operands):
+            if needed and shape != grad.shape:
+                grads.append(sum_to_size(grad, shape, dtype))
+            else:
+                grads.append(grad.to(dtype) if needed else None)
+        return *grads, None
+
+
+def add(input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """`torch.add(input, other)`: the sum of two tensors, broadcast to a common shape and promoted to a common type.
+
+    Any strides. The result is contiguous. Raises ValueError where the shapes do not broadcast.
+    """
+    check_tensors("add", input=input, other=other)
+    try:
+        torch.broadcast_shapes(input.shape, other.shape)
+    except RuntimeError:
+        raise ValueError(f"add: shapes {tuple(input.shape)} and {tuple(other.shape)} do not broadcast") from None
+    dtype = torch.promote_types(input.dtype, other.dtype)
+    if (input.ndim == 0) != (other.ndim == 0):  # next to a tensor with dimensions, a single number has no say
+        dtype = input.dtype if other.ndim == 0 else other.dtype
+    if needs_gradient(input, other):
+        return _Add.apply(input, other, dtype)
+    return _add(input, other, dtype)

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, Configs, check_tensors, dot_precision, multiprocessors
+from ..runtime import INTERPRETER, Config, Configs, check_forward_only, dot_precision, multiprocessors
 
 LARGEST_HEAD = 256
 
@@ -131,7 +131,7 @@ def scaled_dot_product_attention(
     attn_mask, dropout_p and enable_gqa are not supported. The result is (batch, heads, queries, value_size) and lies in
     memory as (batch, queries, heads, value_size), so `result.transpose(1, 2).flatten(2)` is a view of tokens.
     """
-    check_tensors("scaled_dot_product_attention", query=query, key=key, value=value)
+    check_forward_only("scaled_dot_product_attention", query=query, key=key, value=value)
     for name, given in (("attn_mask", attn_mask is not None), ("dropout_p", dropout_p != 0), ("enable_gqa", enable_gqa)):
         if given:
             raise ValueError(f"scaled_dot_product_attention: {name} is not supported")

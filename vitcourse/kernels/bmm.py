@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, check_tensors, dot_precision
+from ..runtime import INTERPRETER, Config, check_forward_only, dot_precision
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def bmm(input: torch.Tensor, mat2: torch.Tensor, *, scale: float = 1.0) -> torch
 
     Sums in float32; a float32 product follows torch.get_float32_matmul_precision().
     """
-    check_tensors("bmm", input=input, mat2=mat2)
+    check_forward_only("bmm", input=input, mat2=mat2)
     if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
         raise ValueError(
             f"bmm: input is {tuple(input.shape)} and mat2 {tuple(mat2.shape)}; (batch, m, k) and (batch, k, n) are accepted"

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..runtime import INTERPRETER, Config, Configs, capability, check_tensors, dot_precision, multiprocessors
+from ..runtime import INTERPRETER, Config, Configs, capability, check_forward_only, dot_precision, multiprocessors
 from .gelu import gelu_erf, gelu_erf_fast, gelu_tanh
 
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh")
@@ -171,7 +171,7 @@ def linear(
     activation: None, "relu", "gelu" (erf) or "gelu_tanh". Sums in float32; a float32 product follows
     torch.get_float32_matmul_precision(). In bfloat16 the erf of "gelu" is the approximation of `gelu_erf_fast`.
     """
-    check_tensors("linear", {"bias": bias, "residual": residual}, input=input, weight=weight)
+    check_forward_only("linear", {"bias": bias, "residual": residual}, input=input, weight=weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
     if weight.ndim != 2:

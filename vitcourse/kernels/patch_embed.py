@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, check_tensors, dot_precision
+from ..runtime import INTERPRETER, Config, check_forward_only, dot_precision
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def patch_embed(
     more in front for a class token.
     """
     optional = {"bias": bias, "class_token": class_token, "position_embedding": position_embedding}
-    check_tensors("patch_embed", optional, input=input, weight=weight)
+    check_forward_only("patch_embed", optional, input=input, weight=weight)
     if input.ndim != 4 or weight.ndim != 4 or input.shape[1] != weight.shape[1]:
         raise ValueError(
             f"patch_embed: input is {tuple(input.shape)} and weight {tuple(weight.shape)}; "

@@ -3,13 +3,15 @@
 A row that fits in one block stays on chip: a program owns BLOCK_ROWS whole rows, reads each once and writes it once. A wider
 row is walked twice by the one program that owns it: once for its maximum and its sum together (online softmax, Milakov and
 Gimelshein, arXiv 1805.02867), once to write.
+
+Backward, from the result y: dx = y * (dy - sum(y * dy)), a row at a time in the same two ways.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, check_tensors
+from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, needs_gradient, operator, refusal
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 for each thread of 2 to 8 warps.
 WIDEST = 1 << 17 if INTERPRETER else 8192
@@ -63,45 +65,116 @@ def wide_softmax_kernel(
         tl.store(output_ptr + column, tl.exp(x - row_maximum) / row_total, mask=column < columns)
 
 
-def softmax(input: torch.Tensor, dim: int, dtype: torch.dtype | None = None, *, causal: bool = False) -> torch.Tensor:
-    """`torch.nn.functional.softmax` along `dim`, computed in float32 and returned in the input's type.
+@triton.jit
+def softmax_backward_kernel(
+    grad_ptr, output_ptr, input_grad_ptr, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    column = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    mask = (row < rows) & (column < columns)
+    y = tl.load(output_ptr + row * columns + column, mask=mask, other=0.0).to(tl.float32)
+    grad = tl.load(grad_ptr + row * columns + column, mask=mask, other=0.0).to(tl.float32)
+    input_grad = y * (grad - tl.sum(y * grad, axis=1)[:, None])
+    tl.store(input_grad_ptr + row * columns + column, input_grad, mask=mask)
 
-    causal: `dim` has to be the last and `input` (..., queries, keys); query i sees keys 0 to i, and the others get 0.
-    The result is contiguous along `dim` when that is the last dimension. `dtype` is not supported.
-    """
-    check_tensors("softmax", input=input)
-    if dtype is not None and dtype != input.dtype:
-        raise ValueError(f"softmax: dtype={dtype} is not supported; the result has the input's type, {input.dtype}")
-    if not isinstance(dim, int) or not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
-        raise ValueError(f"softmax: dim is {dim!r}; an int from {-max(input.ndim, 1)} to {max(input.ndim, 1) - 1} is accepted")
-    if causal and (input.ndim < 2 or dim % input.ndim != input.ndim - 1):
-        raise ValueError(f"softmax: causal=True needs (..., queries, keys) and dim=-1; got {tuple(input.shape)} and dim={dim}")
-    if input.numel() == 0:
-        return torch.empty_like(input)
-    if input.ndim == 0:
-        return softmax(input.reshape(1), 0).reshape(())
-    last = input.movedim(dim, -1)
-    x = last.reshape(-1, last.shape[-1])  # a view where the rows are evenly spaced, else a copy
-    rows, columns = x.shape
-    output = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
-    queries = last.shape[-2] if causal else 1
+
+@triton.jit
+def wide_softmax_backward_kernel(grad_ptr, output_ptr, input_grad_ptr, columns, BLOCK_COLUMNS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * columns
+    total = tl.zeros((BLOCK_COLUMNS,), tl.float32)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)
+        y = tl.load(output_ptr + first + column, mask=column < columns, other=0.0).to(tl.float32)
+        total += y * tl.load(grad_ptr + first + column, mask=column < columns, other=0.0).to(tl.float32)
+    dot = tl.sum(total, axis=0)
+    for start in range(0, columns, BLOCK_COLUMNS):
+        column = start + tl.arange(0, BLOCK_COLUMNS)
+        y = tl.load(output_ptr + first + column, mask=column < columns, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + first + column, mask=column < columns, other=0.0).to(tl.float32)
+        tl.store(input_grad_ptr + first + column, y * (grad - dot), mask=column < columns)
+
+
+def _tile(rows: int, columns: int) -> dict[str, int]:
+    """The launch options for rows that fit in one block."""
     width = triton.next_power_of_2(columns)
-    if width <= WIDEST:
-        block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
-        softmax_kernel[(triton.cdiv(rows, block_rows),)](
-            x,
-            output,
-            rows,
-            columns,
-            *x.stride(),
-            queries,
-            CAUSAL=causal,
-            BLOCK_ROWS=block_rows,
-            BLOCK_COLUMNS=width,
-            num_warps=max(2, width // 1024),
+    block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
+    return {"BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": width, "num_warps": max(2, width // 1024)}
+
+
+def _fake(input, queries, causal, dtype):
+    return input.new_empty(input.shape, dtype=dtype)
+
+
+@operator("softmax(Tensor input, int queries, bool causal, ScalarType dtype) -> Tensor", _fake)
+def _softmax(x: torch.Tensor, queries: int, causal: bool, dtype: torch.dtype) -> torch.Tensor:
+    """Softmax over the rows of x, (rows, columns) with any strides; contiguous."""
+    rows, columns = x.shape
+    output = torch.empty((rows, columns), dtype=dtype, device=x.device)
+    if triton.next_power_of_2(columns) <= WIDEST:
+        tile = _tile(rows, columns)
+        softmax_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](
+            x, output, rows, columns, *x.stride(), queries, CAUSAL=causal, **tile
         )
     else:
         wide_softmax_kernel[(rows,)](
             x, output, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_COLUMNS=WIDEST // 2, num_warps=8
         )
-    return output.view(last.shape).movedim(-1, dim)
+    return output
+
+
+@operator(
+    "softmax_backward(Tensor grad, Tensor output, ScalarType dtype) -> Tensor",
+    lambda grad, output, dtype: output.new_empty(output.shape, dtype=dtype),
+)
+def _softmax_backward(grad: torch.Tensor, output: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    rows, columns = output.shape
+    grad = grad.contiguous()
+    input_grad = torch.empty((rows, columns), dtype=dtype, device=output.device)
+    if triton.next_power_of_2(columns) <= WIDEST:
+        tile = _tile(rows, columns)
+        softmax_backward_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](grad, output, input_grad, rows, columns, **tile)
+    else:
+        wide_softmax_backward_kernel[(rows,)](grad, output, input_grad, columns, BLOCK_COLUMNS=WIDEST // 2, num_warps=8)
+    return input_grad
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, queries, causal, dtype):
+        output = _softmax(x, queries, causal, dtype)
+        ctx.save_for_backward(output)
+        ctx.dtype = x.dtype
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return _softmax_backward(grad, *ctx.saved_tensors, ctx.dtype), None, None, None
+
+
+def softmax(input: torch.Tensor, dim: int, dtype: torch.dtype | None = None, *, causal: bool = False) -> torch.Tensor:
+    """`torch.nn.functional.softmax` along `dim`, computed in float32 and returned in `dtype`, by default the input's.
+
+    causal: `dim` has to be the last and `input` (..., queries, keys); query i sees keys 0 to i, and the others get 0.
+    The result is contiguous along `dim` when that is the last dimension. A `dtype` is what the input is converted to first,
+    as in PyTorch; under CUDA's autocast it is float32.
+    """
+    check_tensors("softmax", input=input)
+    if not isinstance(dim, int) or not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
+        raise ValueError(f"softmax: dim is {dim!r}; an int from {-max(input.ndim, 1)} to {max(input.ndim, 1) - 1} is accepted")
+    if causal and (input.ndim < 2 or dim % input.ndim != input.ndim - 1):
+        raise ValueError(f"softmax: causal=True needs (..., queries, keys) and dim=-1; got {tuple(input.shape)} and dim={dim}")
+    if dtype is not None and refusal(dtype):
+        raise TypeError(f"softmax: dtype={dtype} is not supported: {refusal(dtype)}")
+    dtype = dtype or (torch.float32 if autocast_to_float32(input) else input.dtype)
+    if dtype.itemsize <= input.element_size():  # to a wider type the kernel converts, and nothing is lost
+        input = input.to(dtype)
+    if input.numel() == 0:
+        return torch.empty_like(input, dtype=dtype) if not needs_gradient(input) else input.to(dtype, copy=True)
+    if input.ndim == 0:
+        return softmax(input.reshape(1), 0, dtype).reshape(())
+    last = input.movedim(dim, -1)
+    x = last.reshape(-1, last.shape[-1])  # a view where the rows are evenly spaced, else a copy
+    queries = last.shape[-2] if causal else 1
+    run = _Softmax.apply if needs_gradient(x) else _softmax
+    return run(x, queries, causal, dtype).view(last.shape).movedim(-1, dim)
