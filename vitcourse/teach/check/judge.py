@@ -257,8 +257,12 @@ class Guards(TorchFunctionMode):
         return buffer.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), GUARD)
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of the tensor between guard bands."""
-        return self.like(tensor).copy_(tensor)
+        """A copy of the tensor between guard bands, with its strides; what lies between its elements is poison."""
+        placed = self.like(tensor)
+        # An expanded dimension is memory that several indices share: one of them is copied.
+        once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+        placed[once].copy_(tensor[once])
+        return placed
 
     def intact(self) -> bool:
         """Whether every guard band still holds its poison."""
@@ -334,6 +338,7 @@ class Exercise:
     rules: look at a case's attempt whose values are right, and raise Wrong for what else was asked; at the first of several.
     results: the names of what the function returns, where that is a tuple: of reference and mistakes as well.
     clues: look at an attempt that no mistake explains, and return the hint that fits, or "".
+    illegal: looks at an access outside of a tensor, and returns the hint that fits, or "".
     torch_may_finish: whether PyTorch may take the last step, from what a kernel stored to the result.
     """
 
@@ -345,6 +350,7 @@ class Exercise:
     rules: list[Callable[[Attempt], None]] = field(default_factory=list)
     results: tuple[str, ...] = ()
     clues: list[Callable[[Attempt], str]] = field(default_factory=list)
+    illegal: Callable[[tracing.IllegalAccess], str] = lambda error: ""
     torch_may_finish: bool = False
 
 
@@ -385,7 +391,8 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
                 result = function(*arguments.values())
             torch.cuda.synchronize()
     except tracing.IllegalAccess as error:
-        raise _illegal(error) from None
+        caught = _illegal(error)
+        raise Wrong(caught.message, exercise.illegal(error) or caught.hint) from None
     except tracing.TookTooLong:
         raise Wrong(
             "Your function did not finish and was stopped.",
@@ -525,6 +532,9 @@ def _illegal(error: tracing.IllegalAccess) -> Wrong:
     )
     if error.element < 0:
         return Wrong(message, "The offsets begin below zero: the first program starts at element 0.")
+    launch = error.trace.launches[-1]
+    if _tiled(launch.function):
+        return Wrong(message, _tile_mask_hint(error, word, launch))
     if "mask" not in error.source:
         return Wrong(message, f"This {word} has no mask, and the last block reaches past the end: add mask=offsets < size.")
     if error.element == error.size and error.lanes == 1:
@@ -534,6 +544,108 @@ def _illegal(error: tracing.IllegalAccess) -> Wrong:
     return Wrong(
         message, "The mask lets lanes past the end through: compare the offsets that you add to the pointer with the size."
     )
+
+
+_TILE_MASK = "(row < rows)[:, None] & (column < columns)[None, :]"
+
+
+def _tiled(kernel: Callable) -> bool:
+    """Whether a kernel works on tiles: it gives blocks of indices a second dimension."""
+    return bool(re.search(r"\[\s*:\s*,\s*None\s*\]|\[\s*None\s*,\s*:\s*\]|expand_dims", inspect.getsource(kernel)))
+
+
+def _mask_of(kernel: Callable, line: str) -> ast.expr | None:
+    """The mask of the load or store on this line of a kernel, with what its names were assigned in place of them."""
+    source = textwrap.dedent(inspect.getsource(kernel))
+    tree = ast.parse(source)
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and re.search("load|store", ast.unparse(node.func)))
+    call = next((call for call in calls if source.splitlines()[call.lineno - 1].strip() == line), None)
+    if call is None:
+        return None
+    known: dict[str, ast.expr] = {}
+
+    class Known(ast.NodeTransformer):
+        def visit_Name(self, node):
+            return known.get(node.id, node)
+
+    def filled(expression: ast.expr) -> ast.expr:
+        return Known().visit(ast.parse(ast.unparse(expression), mode="eval").body)
+
+    assignments = [node for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.AugAssign)) and node.lineno < call.lineno]
+    for node in sorted(assignments, key=lambda node: node.lineno):
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        if isinstance(target, ast.Name):
+            value = (
+                node.value if isinstance(node, ast.Assign) else ast.BinOp(ast.Name(target.id, ast.Load()), node.op, node.value)
+            )
+            known[target.id] = filled(value)
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    position = 2 if "store" in ast.unparse(call.func) else 1
+    mask = keywords.get("mask") or (call.args[position] if len(call.args) > position else None)
+    return filled(mask) if mask is not None else None
+
+
+def _tile_mask_hint(error: tracing.IllegalAccess, word: str, launch: tracing.Launch) -> str:
+    """For a kernel that works on tiles and leaves a tensor: which half of the mask is missing or wrong."""
+    tensor = launch.tensors.get(error.tensor)
+    matrix = tensor is None or tensor.ndim > 1
+    mask = _mask_of(launch.function, error.source)
+    if mask is None:
+        if "mask" in error.source:
+            return f"The mask lets lanes past the end through: it is {_TILE_MASK}."
+        if matrix:
+            return f"This {word} has no mask, and the last tiles reach past the end of rows and columns: mask={_TILE_MASK}."
+        return f"This {word} has no mask, and the last block reaches past the end: compare its index, column < columns."
+    compared = [node for node in ast.walk(mask) if isinstance(node, ast.Compare)]
+    if any(isinstance(operator, (ast.LtE, ast.GtE)) for node in compared for operator in node.ops):
+        return "The mask lets the index just past the end through: it is row < rows and column < columns, not <=."
+    if not matrix:
+        return f"{error.tensor} has {error.size} elements: compare the index that is added to it with that number."
+    if len(compared) == 1:
+        return f"The mask looks at one dimension, and tiles reach past the end of the other as well: it is {_TILE_MASK}."
+    if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) for node in ast.walk(mask)):
+        return "A lane is inside if its row and its column are: join the two conditions with &, not with |."
+    return (
+        "The mask has its two conditions: do they compare row with rows and column with columns? If so, the address is wrong: "
+        "it takes the tensor's own strides, and in a contiguous matrix a row begins columns elements after the one before."
+    )
+
+
+def _tile_gap_hint(attempt: Attempt, stores: list[tracing.Access], twice: bool) -> str:
+    """For a result of several dimensions: along which of them elements were never stored, and why. "" where it is not that."""
+    missing, launch = attempt.unwritten, attempt.trace.launches[-1]
+    axes = range(missing.ndim)
+    bare = [missing.all(axis=tuple(other for other in axes if other != axis)) for axis in axes]
+    covered = np.zeros(missing.shape, dtype=bool)
+    for axis in axes:
+        covered |= bare[axis].reshape([-1 if other == axis else 1 for other in axes])
+    lost = [axis for axis in axes if bare[axis].any()]
+    if not lost or (covered != missing).any():
+        return ""
+    if not _tiled(launch.function) and lost != [missing.ndim - 1]:
+        return ""  # one flat vector, or a program a row
+    if missing.ndim == 2:
+        name = " and ".join(("rows", "columns")[axis] for axis in lost)
+        block = "BLOCK_" + ("rows", "columns")[lost[-1]].upper()
+    else:
+        name, block = "indices of dimension " + " and ".join(str(axis) for axis in lost), "BLOCK"
+    if not all(bool(bare[axis][int(np.argmax(bare[axis])) :].all()) for axis in lost):
+        return f"There are gaps between the tiles: from one to the next the {name} move on by the tile's own size."
+    if len(lost) == 1 and not twice:
+        within = sum(access.elements.size + access.masked for access in stores) >= missing.size
+        if within and any(access.masked for access in stores):
+            return f"The last {name} are masked off and should not be: which size does the mask compare them with?"
+    if twice:
+        return (
+            f"Programs store the same {name} again, and never the last ones: a tile's own {name} start at tl.program_id of their "
+            f"dimension of the grid, times {block}."
+        )
+    if missing.ndim == 2:
+        return (
+            f"The last {name} belong to no program: along each dimension the grid, or a loop, goes on to the end, rounded up, "
+            f"as in triton.cdiv({('rows', 'columns')[lost[-1]]}, {block})."
+        )
+    return f"The last {name} are never stored: the grid, or a loop, goes on to the end of each dimension, rounded up."
 
 
 def _touches(access: tracing.Access, tensor: torch.Tensor) -> bool:
@@ -628,6 +740,10 @@ def _unwritten_hint(attempt: Attempt) -> str:
         if not any(access.addresses.size for access in stores):
             return "Every lane of the store is masked off: the mask is True where offsets < size."
         return "The kernel stores to another tensor than the one that your function returns."
+    if attempt.result.ndim > 1 and (hint := _tile_gap_hint(attempt, stores, bool(owners.twice.any()))):
+        return hint
+    if attempt.result.ndim > 1 and unwritten.size - unwritten.sum() == attempt.result.shape[0]:
+        return "As many elements are stored as the first dimension has: the number of all elements is x.numel()."
     own = {access.program: access for access in stores}
     if owners.stores.max() > 1 and len(own) > 1:
         sets = {access.elements.tobytes() for access in own.values()}
@@ -658,7 +774,8 @@ def _misread_hint(attempt: Attempt) -> str:
             return (
                 f"{name} is never read: which pointers does the kernel load from, and in which order is it given its arguments?"
             )
-        for program in trace.programs() if tensor.shape == attempt.result.shape else ():
+        alike = tensor.shape == attempt.result.shape and tensor.stride() == attempt.result.stride()
+        for program in trace.programs() if alike else ():
             read = [a.elements for a in loads if a.program == program]
             wrote = [a for a in trace.accesses if a.kind != "load" and a.program == program and a.elements.size]
             wrote = [a.elements for a in wrote if len(attempt.results) == 1 or _touches(a, attempt.result)]
