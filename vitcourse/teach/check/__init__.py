@@ -12,5 +12,20 @@
 from .judge import Verdict
 from .lesson_00 import floor_us, linear_cost, tiles
 from .lesson_01 import add, add3, axpy, persistent_add
+from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softmax
 
-__all__ = ["Verdict", "add", "add3", "axpy", "floor_us", "linear_cost", "persistent_add", "tiles"]
+__all__ = [
+    "Verdict",
+    "add",
+    "add3",
+    "axpy",
+    "floor_us",
+    "linear_cost",
+    "log_softmax",
+    "merge",
+    "persistent_add",
+    "softmax",
+    "softmax_backward",
+    "tiles",
+    "wide_softmax",
+]

@@ -339,6 +339,7 @@ class Exercise:
     results: the names of what the function returns, where that is a tuple: of reference and mistakes as well.
     clues: look at an attempt that no mistake explains, and return the hint that fits, or "".
     illegal: looks at an access outside of a tensor, and returns the hint that fits, or "".
+    gaps: looks at an attempt with elements that were never stored, and returns the hint that fits, or "".
     torch_may_finish: whether PyTorch may take the last step, from what a kernel stored to the result.
     """
 
@@ -351,6 +352,7 @@ class Exercise:
     results: tuple[str, ...] = ()
     clues: list[Callable[[Attempt], str]] = field(default_factory=list)
     illegal: Callable[[tracing.IllegalAccess], str] = lambda error: ""
+    gaps: Callable[[Attempt], str] = lambda attempt: ""
     torch_may_finish: bool = False
 
 
@@ -678,7 +680,7 @@ def _diagnose(attempt: Attempt, exercise: Exercise) -> Wrong:
             message = f"First wrong element{attempt.of}: {index_text(attempt.wrong)}, which was never stored."
         else:
             message = f"{index_text(attempt.unwritten).capitalize()}{attempt.of} was never stored by a kernel."
-        return Wrong(message, _unwritten_hint(attempt))
+        return Wrong(message, exercise.gaps(attempt) or _unwritten_hint(attempt))
 
     message = f"First wrong element{attempt.of}: {index_text(stored_wrong)}."
     stored = ~attempt.unwritten
