@@ -1,7 +1,7 @@
 """Every public kernel function against float64, PyTorch's own function and its refusals.
 
-Inputs lie in memory filled with NaN, and outputs are handed out filled with NaN between guard bands: a kernel that reads past
-its operand, leaves an element unwritten, or writes outside its result fails here even where the values happen to be right.
+Inputs and outputs lie in the hostile memory of hostile.py. Gradients are in test_gradients.py; what PyTorch's own functions
+are called with, and where, is in test_drop_in.py; test_broken_kernels.py shows that each test sees a wrong kernel.
 
 In Triton's interpreter a block is as large as the problem, so the tests called `*_small_blocks` shrink the blocks: many
 programs, many steps, and a partial one at every edge. They use the configurations that a GPU would.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from hostile import LAYOUTS, call, double, on_gpu, tensor
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from tolerance import assert_close_to_float64, largest
@@ -27,89 +28,6 @@ ADD, ATTENTION, BMM, GELU, LAYER_NORM, LINEAR, PATCH_EMBED, RELU, SOFTMAX = (
     importlib.import_module(f"vitcourse.kernels.{name}")
     for name in ("add", "attention", "bmm", "gelu", "layer_norm", "linear", "patch_embed", "relu", "softmax")
 )
-GUARD = 256  # elements; a multiple of 16 bytes in every type, so that a guarded tensor is aligned as torch.empty's are
-SENTINEL = -12345.0
-LAYOUTS = ("contiguous", "unaligned", "transposed", "stepped", "padded", "expanded")
-
-on_gpu = pytest.mark.skipif(runtime.DEVICE.type != "cuda", reason="needs a CUDA GPU: too large for Triton's interpreter")
-
-
-# ---- inputs and outputs in hostile memory ----
-
-
-def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous", *, seed: int = 0, scale: float = 1.0):
-    """Normally distributed values in `shape`, lying as `layout` says in memory that is otherwise NaN."""
-    generator = torch.Generator().manual_seed(seed)
-    stored, step, gap, first = list(shape), 1, 0, GUARD
-    if layout == "transposed":
-        stored = stored[::-1]
-    elif layout == "stepped" and stored:
-        step, gap = 2, 3
-    elif layout == "padded" and stored:
-        gap = 5
-    elif layout == "expanded" and stored:
-        stored[0] = 1
-    elif layout == "unaligned":
-        first += 1
-    strides, stride = [], step
-    for index, size in enumerate(reversed(stored)):
-        strides.insert(0, stride)
-        stride *= max(size, 1)
-        if index == 0:
-            stride += gap
-    if layout == "transposed":
-        strides = strides[::-1]
-    elif layout == "expanded" and shape:
-        strides[0] = 0
-    extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides)) if math.prod(shape) else 0
-    memory = torch.full((first + extent + GUARD,), float("nan"), dtype=dtype, device=runtime.DEVICE)
-    view = memory.as_strided(shape, strides, first)
-    values = torch.randn(shape if layout != "expanded" or not shape else (1, *shape[1:]), generator=generator) * scale
-    target = view[:1] if layout == "expanded" and shape else view
-    target.copy_(values.to(dtype))
-    return view
-
-
-@contextlib.contextmanager
-def guarded_outputs() -> Iterator[None]:
-    """Let torch.empty and torch.empty_like hand out NaN between guard bands, and check the bands at the end."""
-    empty, empty_like = torch.empty, torch.empty_like
-    handed_out = []
-
-    def guard(plain: torch.Tensor) -> torch.Tensor:
-        if not plain.is_floating_point():
-            return plain
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(plain.shape, plain.stride())) if plain.numel() else 0
-        memory = empty(2 * GUARD + extent, dtype=plain.dtype, device=plain.device)
-        memory[:GUARD] = memory[GUARD + extent :] = SENTINEL
-        memory[GUARD : GUARD + extent] = float("nan")
-        handed_out.append((memory, extent))
-        return memory.as_strided(plain.shape, plain.stride(), GUARD)
-
-    with (
-        unittest.mock.patch.object(torch, "empty", lambda *args, **kwargs: guard(empty(*args, **kwargs))),
-        unittest.mock.patch.object(torch, "empty_like", lambda *args, **kwargs: guard(empty_like(*args, **kwargs))),
-    ):
-        yield
-    for memory, extent in handed_out:
-        sentinel = torch.tensor(SENTINEL, dtype=memory.dtype)
-        outside = torch.cat([memory[:GUARD], memory[GUARD + extent :]]).cpu()
-        assert bool((outside == sentinel).all()), "written outside the result"
-
-
-def call(function: Callable, *args, **kwargs) -> torch.Tensor:
-    """function(*args, **kwargs) with guarded outputs; fails if the call changes one of its inputs."""
-    inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-    before = [value.clone() for value in inputs]
-    with guarded_outputs():
-        result = function(*args, **kwargs)
-    for value, copy in zip(inputs, before):
-        assert torch.equal(value.nan_to_num(1.25), copy.nan_to_num(1.25)), "an input was changed"
-    return result
-
-
-def double(*values: object) -> list:
-    return [value.double() if isinstance(value, torch.Tensor) else value for value in values]
 
 
 # ---- one check a function: call it, PyTorch's in float64 and PyTorch's in the same type ----
@@ -140,13 +58,30 @@ def torch_softmax(x, dim, causal=False):
     return torch.softmax(x, dim)
 
 
-def check_softmax(x, dim=-1, causal=False):
-    result = call(kernels.softmax, x, dim, causal=causal)
+def check_softmax(x, dim=-1, causal=False, dtype=None):
+    result = call(kernels.softmax, x, dim, dtype, causal=causal)
+    x = x if dtype is None else x.to(dtype)  # as PyTorch does: to a narrower type, the input is rounded first
     assert_close_to_float64(result, torch_softmax(x.double(), dim, causal), torch_softmax(x, dim, causal))
 
 
-def check_layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
-    result = call(kernels.layer_norm, x, shape, weight, bias, eps)
+def torch_layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
+    """F.layer_norm; in float32, and rounded to the input's type at the end, where a parameter has another type than the input.
+
+    (There PyTorch's function has an answer on a CPU and none on a GPU.)
+    """
+    if all(tensor is None or tensor.dtype == x.dtype for tensor in (weight, bias)):
+        return F.layer_norm(x, shape, weight, bias, eps)
+    weight, bias = (None if tensor is None else tensor.float() for tensor in (weight, bias))
+    return F.layer_norm(x.float(), shape, weight, bias, eps).to(x.dtype)
+
+
+def check_layer_norm(x, shape, weight=None, bias=None, eps=1e-5, residual=None):
+    result = call(kernels.layer_norm, x, shape, weight, bias, eps, residual=residual)
+    if residual is not None:
+        result, total = result
+        assert total.is_contiguous()
+        assert_close_to_float64(total, x.double() + residual.double(), x + residual, what="sum")
+        x = x + residual  # what is normalized is the sum as it is returned
     assert result.is_contiguous()
     reference = F.layer_norm(x.double(), shape, *double(weight, bias), eps)
     # A mean of 1e4 is rounded to float32 before it is subtracted, and the difference is then divided by the deviation.
@@ -155,7 +90,7 @@ def check_layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
         deviation = (x.double().flatten(-len(shape)).var(-1, correction=0) + eps).sqrt()
         scaled = x.double().flatten(-len(shape)).abs() / deviation[..., None]
         intermediate = largest(scaled) * (1.0 if weight is None else largest(weight)) + (0.0 if bias is None else largest(bias))
-    assert_close_to_float64(result, reference, F.layer_norm(x, shape, weight, bias, eps), intermediate=intermediate)
+    assert_close_to_float64(result, reference, torch_layer_norm(x, shape, weight, bias, eps), intermediate=intermediate)
 
 
 ACTIVATIONS = {
@@ -276,19 +211,21 @@ def test_softmax_drawn(dtype, shape, dim, at, causal, seed, scale):
 
 
 @given(
-    shape=shapes, trailing=st.integers(1, 3), at=st.tuples(*[layouts] * 3), given_=st.tuples(st.booleans(), st.booleans()),
-    eps=st.sampled_from([1e-12, 1e-5, 1.0]), seed=seeds,
+    shape=shapes, trailing=st.integers(1, 3), at=st.tuples(*[layouts] * 4), given_=st.tuples(*[st.booleans()] * 3),
+    single=st.booleans(), eps=st.sampled_from([1e-12, 1e-5, 1.0]), seed=seeds,
 )  # fmt: skip
-def test_layer_norm_drawn(dtype, shape, trailing, at, given_, eps, seed):
+def test_layer_norm_drawn(dtype, shape, trailing, at, given_, single, eps, seed):
     assume(shape)
     normalized = shape[-min(trailing, len(shape)) :]
     # Over one element the variance is 0, and with eps = 1e-12 rounding errors of the mean are divided by 1e-6.
     assume(eps > 1e-12 or math.prod(normalized) > 4)
     x = tensor(shape, dtype, at[0], seed=seed)
+    residual = tensor(shape, dtype, at[3], seed=seed + 3) if given_[2] else None
     weight, bias = (
-        tensor(normalized, dtype, at[1 + i], seed=seed + 1 + i) if with_it else None for i, with_it in enumerate(given_)
+        tensor(normalized, torch.float32 if single else dtype, at[1 + i], seed=seed + 1 + i) if given_[i] else None
+        for i in range(2)
     )
-    check_layer_norm(x, normalized, weight, bias, eps)
+    check_layer_norm(x, normalized, weight, bias, eps, residual)
 
 
 @given(
@@ -392,6 +329,49 @@ def test_add_every_broadcast_of_four_dimensions(dtype):
             assert torch.equal(kernels.add(a, b), a + b)
 
 
+@pytest.mark.parametrize("first", runtime.DTYPES, ids=str)
+@pytest.mark.parametrize("second", runtime.DTYPES, ids=str)
+def test_add_of_two_types(first, second):
+    # Tensors with dimensions decide; next to one, a single number has no say, and one of two single numbers has.
+    for shape, other in (((), ()), ((1,), ()), ((), (2, 5)), ((0,), ()), ((2, 5), (5,)), ((2, 5), (2, 5)), ((3,), (2, 1))):
+        a, b = tensor(shape, first), tensor(other, second, seed=1)
+        assert kernels.add(a, b).dtype == torch.result_type(a, b)
+        check_add(a, b)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_softmax_in_another_type(dtype, layout):
+    for other in runtime.DTYPES:
+        x = tensor((6, 37), dtype, layout, scale=3.0)
+        check_softmax(x, -1, dtype=other)
+        check_softmax(x, 0, dtype=other)
+        check_softmax(x, -1, causal=True, dtype=other)
+        check_softmax(tensor((), dtype), 0, dtype=other)
+        check_softmax(tensor((0, 3), dtype), -1, dtype=other)
+        with unittest.mock.patch.object(SOFTMAX, "WIDEST", 16):
+            check_softmax(x, -1, dtype=other)
+
+
+def test_softmax_in_float32_loses_nothing_of_float16():
+    # exp(-12) is below float16's smallest normal number; a float32 result has all its digits.
+    x = rows_of(torch.float16, [0.0, -12.0, -14.0])
+    result = kernels.softmax(x, -1, torch.float32)
+    torch.testing.assert_close(result.double(), torch.softmax(x.double(), -1), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("widest", [None, 16], ids=["narrow", "wide"])
+def test_layer_norm_with_float32_parameters_and_a_residual(dtype, widest):
+    x, residual = tensor((7, 50), dtype), tensor((7, 50), dtype, "transposed", seed=1, scale=2.0)
+    weight, bias = (tensor((50,), torch.float32, seed=2 + i) for i in range(2))
+    with contextlib.ExitStack() as stack:
+        if widest:
+            stack.enter_context(unittest.mock.patch.object(LAYER_NORM, "WIDEST", widest))
+        check_layer_norm(x, (50,), weight, bias)
+        check_layer_norm(x, (50,), weight, bias, residual=residual)
+        check_layer_norm(x, (50,), weight, bias.to(dtype), residual=residual)
+        check_layer_norm(residual, (50,), residual=x)
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("embedding", [8, 60, 64])
 def test_attention_reads_packed_queries_keys_and_values(dtype, embedding, is_causal):
@@ -453,6 +433,7 @@ def test_rows_small_blocks(dtype, rows, columns, at, causal, widest, seed):
     with patch(LAYER_NORM, "WIDEST", widest), patch(LAYER_NORM, "TILE_ELEMENTS", 64):
         check_layer_norm(x + 2.0, (columns,), weight, bias)
         check_layer_norm(x, (columns,))
+        check_layer_norm(x, (columns,), weight, bias, residual=tensor((rows, columns), dtype, seed=seed + 3))
 
 
 @contextlib.contextmanager
@@ -563,6 +544,7 @@ def test_very_wide_rows(dtype):
     check_softmax(x, causal=True)
     check_softmax(x[:1].t(), 0)
     check_layer_norm(x, (200_003,), weight, bias)
+    check_layer_norm(x, (200_003,), weight, bias, residual=tensor((2, 200_003), dtype, seed=3))
 
 
 def test_many_elements(dtype):
@@ -795,36 +777,6 @@ def test_a_float32_product_follows_pytorchs_setting(monkeypatch):
     assert runtime.dot_precision(torch.float16) == "ieee"
 
 
-# ---- a drop-in for PyTorch's function ----
-
-Q = (1, 2, 6, 8)
-DROP_IN = {
-    "add": (kernels.add, torch.add, [(3, 4), (4,)], ()),
-    "relu": (kernels.relu, F.relu, [(3, 4)], (False,)),
-    "gelu": (kernels.gelu, lambda x, approximate: F.gelu(x, approximate=approximate), [(3, 4)], ("tanh",)),
-    "softmax": (kernels.softmax, torch.softmax, [(3, 4)], (0,)),
-    "softmax with dtype": (kernels.softmax, torch.softmax, [(3, 4)], (-1, None)),
-    "layer_norm": (lambda x, w, b: kernels.layer_norm(x, [4], w, b, 0.1), lambda x, w, b: F.layer_norm(x, [4], w, b, 0.1),
-                   [(3, 4), (4,), (4,)], ()),
-    "linear": (kernels.linear, F.linear, [(2, 3, 4), (5, 4), (5,)], ()),
-    "linear of a vector": (kernels.linear, F.linear, [(4,), (5, 4)], ()),
-    "bmm": (kernels.bmm, torch.bmm, [(2, 3, 4), (2, 4, 5)], ()),
-    "scaled_dot_product_attention": (kernels.scaled_dot_product_attention, F.scaled_dot_product_attention, [Q, Q, Q],
-                                     (None, 0.0, True)),
-    "patch_embed": (kernels.patch_embed, lambda x, w, b: F.conv2d(x, w, b, 2).flatten(2).transpose(1, 2),
-                    [(2, 3, 4, 6), (5, 3, 2, 2), (5,)], ()),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DROP_IN)
-def test_drop_in_with_positional_arguments(dtype, name):
-    ours, theirs, shapes, rest = DROP_IN[name]
-    inputs = [tensor(shape, dtype, seed=i) for i, shape in enumerate(shapes)]
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = theirs(*inputs, *rest)
-    torch.testing.assert_close(ours(*inputs, *rest), expected)
-
-
 # ---- refusals ----
 
 
@@ -837,8 +789,8 @@ def ordinary(dtype=torch.float32, device=runtime.DEVICE) -> dict[str, tuple[Call
         "gelu": (kernels.gelu, {"input": t(2, 3)}),
         "softmax": (lambda **tensors: kernels.softmax(**tensors, dim=-1), {"input": t(2, 3)}),
         "layer_norm": (
-            lambda **tensors: kernels.layer_norm(**tensors, normalized_shape=(3,)),
-            {"input": t(2, 3), "weight": t(3), "bias": t(3)},
+            lambda residual, **tensors: kernels.layer_norm(**tensors, normalized_shape=(3,), residual=residual)[0],
+            {"input": t(2, 3), "weight": t(3), "bias": t(3), "residual": t(2, 3)},
         ),
         "linear": (kernels.linear, {"input": t(2, 3), "weight": t(4, 3), "bias": t(4), "residual": t(2, 4)}),
         "bmm": (kernels.bmm, {"input": t(1, 2, 3), "mat2": t(1, 3, 2)}),
@@ -853,7 +805,9 @@ def ordinary(dtype=torch.float32, device=runtime.DEVICE) -> dict[str, tuple[Call
 
 
 ARGUMENTS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in tensors]
-SECONDS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in list(tensors)[1:]]
+# `add` promotes; everything else takes one type, but for float32 parameters of a layer norm.
+SECONDS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in list(tensors)[1:] if name != "add"]
+FORWARD_ONLY = ("linear", "bmm", "scaled_dot_product_attention", "patch_embed")
 
 
 def refused(name: str, argument: str, value: object, error: type[Exception], *words: str) -> None:
@@ -892,7 +846,7 @@ def test_mixed_types_are_refused(name, argument):
     refused(name, argument, ordinary(torch.float16)[name][1][argument], TypeError, first, "float16", "float32", "accepted")
 
 
-@pytest.mark.parametrize("name, argument", ARGUMENTS)
+@pytest.mark.parametrize("name, argument", [(name, argument) for name, argument in ARGUMENTS if name in FORWARD_ONLY])
 def test_requires_grad_is_refused_while_grad_is_enabled(name, argument):
     function, tensors = ordinary()[name]
     tensors = tensors | {argument: tensors[argument].clone().requires_grad_()}
@@ -912,6 +866,8 @@ WRONG_SHAPES = [
     ("layer_norm", "weight", (4,)),
     ("layer_norm", "weight", (1, 3)),
     ("layer_norm", "bias", (1,)),
+    ("layer_norm", "residual", (3,)),
+    ("layer_norm", "residual", (1, 3)),
     ("linear", "input", (2, 4)),
     ("linear", "input", ()),
     ("linear", "weight", (3,)),
@@ -972,8 +928,9 @@ def test_an_unsupported_argument_is_refused(name, argument, value, word):
 
 def test_softmax_refuses_a_dtype_a_wrong_dim_and_a_causal_that_has_no_meaning():
     x = torch.ones(2, 3, device=runtime.DEVICE)
-    with pytest.raises(ValueError, match=r"softmax: dtype=torch.float64 is not supported"):
-        kernels.softmax(x, -1, torch.float64)
+    for dtype in (torch.float64, torch.int64, *([torch.bfloat16] if runtime.INTERPRETER else [])):
+        with pytest.raises(TypeError, match=rf"softmax: dtype={dtype} is not supported: \w+"):
+            kernels.softmax(x, -1, dtype)
     for dim in (2, -3, None, 1.0):
         with pytest.raises(ValueError, match=rf"softmax: dim is {dim!r}; an int from -2 to 1 is accepted"):
             kernels.softmax(x, dim)
