@@ -11,6 +11,8 @@ import pytest
 import torch
 import wrong_answers_00
 import wrong_answers_01
+import wrong_answers_02
+import wrong_answers_04
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
@@ -21,8 +23,9 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-RIGHT = {**wrong_answers_00.RIGHT, **wrong_answers_01.RIGHT}
-WRONG = {**wrong_answers_00.WRONG, **wrong_answers_01.WRONG}
+BANKS = (wrong_answers_00, wrong_answers_01, wrong_answers_02, wrong_answers_04)
+RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
+WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
 HERE = Path(__file__).parent
 
 
@@ -30,6 +33,7 @@ HERE = Path(__file__).parent
 def impatient(monkeypatch):
     monkeypatch.setattr(judge, "SECONDS", 6.0)
     wrong_answers_01.STALE.clear()
+    wrong_answers_04.STALE.clear()
 
 
 def _all(bank):
@@ -218,6 +222,7 @@ def test_what_does_not_end_is_stopped():
 COMPILED = """
 import re
 import wrong_answers_01 as bank
+import wrong_answers_02
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -230,6 +235,13 @@ for name, chosen in names.items():
         verdict = getattr(check, name)(answer)
         assert verdict.status == "wrong" and re.search(pattern, " ".join(repr(verdict).split())), verdict
         print(repr(verdict))
+for more in (wrong_answers_02,):
+    for name, answers in more.WRONG.items():
+        assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name
+        for answer, pattern in answers[:3]:
+            verdict = getattr(check, name)(answer)
+            assert verdict.status == "wrong" and re.search(pattern, " ".join(repr(verdict).split())), verdict
+            print(repr(verdict))
 
 # Only where the interpreter is off. Its patches are gone: the compiler takes a kernel, for a GPU that need not be there.
 assert not runtime.INTERPRETER and type(bank.vector_kernel) is triton.JITFunction
