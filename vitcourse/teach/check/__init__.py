@@ -12,20 +12,30 @@
 from .judge import Verdict
 from .lesson_00 import floor_us, linear_cost, tiles
 from .lesson_01 import add, add3, axpy, persistent_add
+from .lesson_02 import add_positions, add_row, add_strided, sum_rows
+from .lesson_03 import bias_gelu, gelu_tanh, silu, silu_backward
 from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softmax
 
 __all__ = [
     "Verdict",
     "add",
     "add3",
+    "add_positions",
+    "add_row",
+    "add_strided",
     "axpy",
+    "bias_gelu",
     "floor_us",
+    "gelu_tanh",
     "linear_cost",
     "log_softmax",
     "merge",
     "persistent_add",
+    "silu",
+    "silu_backward",
     "softmax",
     "softmax_backward",
+    "sum_rows",
     "tiles",
     "wide_softmax",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .. import trace as tracing
-from .judge import Attempt, Case, Exercise, Verdict, Wrong, draw, index_text, judge, type_name
+from .judge import Attempt, Case, Exercise, Verdict, Wrong, _tiled, draw, index_text, judge, type_name
 
 # ---- What a launch moved ------------------------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ def add_row(function: Callable) -> Verdict:
         ),
         ("Zeros were stored: load x and row, and store their sum.", lambda x, row: 0 * x),
     ]
-    shapes = [(1, 1), (2, 3), (5, 130), (130, 5), (1, 1000), (300, 1), (64, 64), (65, 129), (0, 5)]
+    shapes = [(1, 1), (3, 5), (5, 130), (130, 5), (1, 1000), (300, 1), (64, 64), (65, 129), (0, 5)]
     exercise = Exercise(
         torch.add,
         matrix_cases(build, shapes),
@@ -286,7 +286,7 @@ def _stride_clue(attempt: Attempt) -> str:
                 continue
             guess = read(tensor, strides)
             if guess is not None and matches(guess + partner.double()):
-                return f"{hint}: element (i, j) of {name} is at i * {name}.stride(0) + j * {name}.stride(1)."
+                return f"{hint}. Element (i, j) of {name} is at i * {name}.stride(0) + j * {name}.stride(1)."
     for name, tensor in pairs.items():
         where = (i * tensor.stride(0) + j * tensor.stride(1)).ravel()
         if not same(tensor.stride(), (columns, 1)) and len(where.unique()) == len(where) == int(where.max()) + 1:
@@ -294,6 +294,8 @@ def _stride_clue(attempt: Attempt) -> str:
             moved[where] = attempt.expected.ravel()
             if matches(moved.reshape(rows, columns)):
                 return f"The output is stored with {name}'s strides: it is contiguous, element (i, j) is at i * columns + j."
+    if matches(attempt.expected.T.reshape(rows, columns)):
+        return "The result is stored transposed: element (i, j) of a contiguous matrix lies at i * columns + j."
     return ""
 
 
@@ -322,14 +324,14 @@ def add_strided(function: Callable) -> Verdict:
         found = [(shape, plain, plain, single, 1.0, "") for shape in ((1, 1), (3, 5), (5, 130), (130, 5))]
         others = [name for name in _LAYOUTS if name != plain]
         found += [((3, 5), *pair, single, 1.0, "") for name in others for pair in ((plain, name), (name, plain), (name, name))]
-        found += [((70, 33), x, y, single, 1.0, "") for x, y in zip(others, others[1:])]
+        found += [((70, 33), x, y, single, 1.0, "") for x, y in itertools.pairwise(others)]
         found += [((33, 70), "transposed", "one row expanded", dtype, 1.0, "") for dtype in dtypes]
         found += [((5, 130), "transposed", plain, dtype, torch.finfo(dtype).max / 8, ", large values") for dtype in dtypes]
         found += [((0, 5), plain, plain, single, 1.0, "")]
         drawn = []
         for shape, x, y, dtype, scale, note in found:
-            layout = f", {f'both {x}' if x == y else f'x {x}, y {y}'}" if (x, y) != (plain, plain) else ""
-            drawn.append(Case(f"shape {shape}{layout}, in {type_name(dtype)}{note}", build(shape, dtype, scale, x, y)))
+            layout = f", {f'both {x}' if x == y else f'x {x}, y {y}'}," if (x, y) != (plain, plain) else ""
+            drawn.append(Case(f"shape {shape}{layout} in {type_name(dtype)}{note}", build(shape, dtype, scale, x, y)))
         return drawn
 
     def large():
@@ -344,10 +346,6 @@ def add_strided(function: Callable) -> Verdict:
         ("The result is 2 * y: is x's pointer what the first load reads from?", lambda x, y: y + y),
         ("The result is x - y: add them.", lambda x, y: x - y),
         ("The result is x * y: add them.", lambda x, y: x * y),
-        (
-            "The result is stored transposed: element (i, j) of a contiguous matrix lies at i * columns + j.",
-            lambda x, y: (x + y).T.reshape(x.shape),
-        ),
     ]
 
     def copied(name):
@@ -375,10 +373,10 @@ def add_strided(function: Callable) -> Verdict:
     return judge(function, exercise)
 
 
-# A value that float16 rounds the same way wherever it is added, alone or in sums of a power of two of them: 32 / 3, and 32 is
-# the distance of float16's numbers above 32,768. A running sum in float16 is wrong in its first digits then, in any order.
-_THIRD = 32 / 3
-_LONG = 5500
+# A third of 64: float16's numbers are 32 apart above 32,768, so that a sum of any power of two of these values lies a third of
+# the way between two of them, and a running sum in float16 is rounded the same way again and again.
+_THIRD = 64 / 3
+_LONG = 2750
 
 
 def _sum_clue(attempt: Attempt) -> str:
@@ -446,22 +444,40 @@ def _sum_rules(attempt: Attempt) -> None:
         raise Wrong(message, "Several programs sum the same columns: which are a program's own follows from tl.program_id(0).")
 
 
+def _illegal_sum(error: tracing.IllegalAccess) -> str:
+    if "mask" in error.source or error.element < 0 or _tiled(error.trace.launches[-1].function):
+        return ""
+    return f"This {error.kind} has no mask, and the last block reaches past the last column: add mask=column < columns."
+
+
 def sum_rows(function: Callable) -> Verdict:
     """Lesson 02: `function(grad)` returns the sum over the rows of a contiguous matrix: the gradient of a broadcast row."""
 
     def build(shape, dtype, scale):
-        return {"grad": draw(shape, dtype, scale)}
+        # One sign a column: where a sum cancels, what is left is rounding, and depends on the order of the additions.
+        return {"grad": draw(shape, dtype, scale).abs() * draw(shape[1:], torch.float32).sign().to(dtype)}
+
+    def case(shape, dtype, scale=1.0, note=""):
+        arguments = build(shape, dtype, scale)
+        if shape[0] == _LONG:
+            arguments["grad"].fill_(_THIRD)
+        # Each addition of a running sum in float32 rounds by half an eps of what it has reached, at most.
+        rounding = shape[0] * torch.finfo(torch.float32).eps / 2
+        slack = rounding * float(arguments["grad"].double().sum(0).abs().sum()) / max(1, shape[1])
+        return Case(f"shape {shape} in {type_name(dtype)}{note}", arguments, slack)
 
     def cases(dtypes):
-        shapes = [(1, 1), (2, 3), (3, 130), (130, 5), (1000, 1), (64, 64), (257, 65), (5, 0)]
-        # A sum of three of the large values still fits.
-        drawn = matrix_cases(build, shapes, 1 / 8)(dtypes)
+        shapes = [(1, 1), (3, 5), (3, 130), (130, 5), (300, 1), (64, 64), (257, 65), (_LONG, 3), (5, 0)]
+        found = [case(shape, torch.float32) for shape in shapes]
         for dtype in dtypes:
-            drawn.append(Case(f"shape ({_LONG}, 3) in {type_name(dtype)}", {"grad": torch.full((_LONG, 3), _THIRD, dtype=dtype)}))
-        return drawn
+            if dtype != torch.float32:
+                found += [case(shape, dtype) for shape in ((1, 1), (3, 5), (_LONG, 3), (257, 65))]
+            found.append(case((3, 130), dtype, torch.finfo(dtype).max / 8, ", large values"))
+            found.append(case((3, 130), dtype, 1e-3 if dtype == torch.float16 else 1e-30, ", tiny values"))
+        return found
 
     def large():
-        return Case("shape (20011, 1001) in float32", build((20_011, 1001), torch.float32, 1.0))
+        return case((20_011, 1001), torch.float32)
 
     mistakes = [
         ("The result is the first row: add up all of them.", lambda grad: grad[0]),
@@ -471,7 +487,7 @@ def sum_rows(function: Callable) -> Verdict:
         ("The sign is wrong: the result is minus the sum.", lambda grad: -grad.sum(0)),
         ("The squares are summed.", lambda grad: (grad * grad).sum(0)),
         (
-            "The result is twice the sum: is the first row, or block, added once before the loop and once in it?",
+            "The result is twice the sum: is a block added before the loop, and again in it?",
             lambda g: 2 * g.sum(0),
         ),
         (
@@ -489,8 +505,8 @@ def sum_rows(function: Callable) -> Verdict:
         cases,
         large,
         mistakes,
-        f"shapes (1, 1) to (257, 65), one column and no columns among them, {_LONG} rows whose sum float16 cannot carry, {_TYPES}; "
-        "one launch, each element read once, no atomics, inputs unchanged",
+        f"shapes (1, 1) to (257, 65), one column and no columns among them, {_LONG} rows whose sum float16 cannot carry, "
+        f"{_TYPES}; one launch, each element read once, no atomics, inputs unchanged",
         [
             _sum_rules,
             one_launch("One launch does it: a program takes a block of columns and loops over all the rows."),
@@ -501,6 +517,7 @@ def sum_rows(function: Callable) -> Verdict:
             ),
         ],
         clues=[_sum_clue],
+        illegal=_illegal_sum,
     )
     return judge(function, exercise)
 
@@ -518,7 +535,7 @@ def _positions_read_once(attempt: Attempt) -> None:
     if len({elements for _, elements in own}) < len(own):
         raise Wrong(
             message,
-            "Several programs load the same block of positions: take the batch out of the grid, and let each program loop over it.",
+            "Several programs load the same block of positions: take the batch out of the grid, and loop over it.",
         )
     if len(own) < len(loads):
         raise Wrong(
@@ -529,15 +546,12 @@ def _positions_read_once(attempt: Attempt) -> None:
 
 def _illegal_positions(error: tracing.IllegalAccess) -> str:
     tensor = error.trace.launches[-1].tensors.get(error.tensor)
-    if tensor is None or error.kind != "load":
+    if tensor is None or tensor.ndim != 2 or error.kind != "load" or error.element < 0 or "mask" not in error.source:
         return ""
-    before = [a.elements for a in error.trace.accesses if a.kind == "load" and a.tensor == error.tensor]
-    if tensor.ndim == 2 and before and len(np.unique(np.concatenate(before))) == tensor.numel():
-        return (
-            "All of positions had been read already, and this goes on behind it: positions has no batch dimension, so its "
-            "offsets are the same for every index of the batch."
-        )
-    return ""
+    return (
+        "positions has n * d elements, and no batch dimension: its offsets are the same for every index of the batch, and so "
+        "is their mask, offsets < n * d. For tokens, add the batch's index times n * d."
+    )
 
 
 def _positions_clue(attempt: Attempt) -> str:
@@ -585,7 +599,7 @@ def add_positions(function: Callable) -> Verdict:
         ),
         ("Zeros were stored: load tokens and positions, and store their sum.", lambda tokens, positions: 0 * tokens),
     ]
-    shapes = [(1, 1, 1), (2, 1, 1), (2, 2, 3), (3, 5, 130), (4, 130, 5), (1, 33, 40), (2, 64, 64), (5, 17, 48), (0, 2, 3)]
+    shapes = [(1, 1, 1), (2, 1, 1), (2, 3, 5), (3, 5, 130), (4, 130, 5), (1, 33, 40), (2, 64, 64), (5, 17, 48), (0, 3, 5)]
     exercise = Exercise(
         torch.add,
         matrix_cases(build, shapes),
