@@ -21,8 +21,19 @@ LAYOUTS = ("contiguous", "unaligned", "transposed", "stepped", "padded", "expand
 on_gpu = pytest.mark.skipif(runtime.DEVICE.type != "cuda", reason="needs a CUDA GPU: too large for Triton's interpreter")
 
 
-def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous", *, seed: int = 0, scale: float = 1.0):
-    """Normally distributed values in `shape`, lying as `layout` says in memory that is otherwise NaN."""
+def tensor(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    grid: float | None = None,
+) -> torch.Tensor:
+    """Normally distributed values in `shape`, lying as `layout` says in memory that is otherwise NaN.
+
+    grid: round them to multiples of this, so that a sum of two has no rounding error in any type.
+    """
     generator = torch.Generator().manual_seed(seed)
     stored, step, gap, first = list(shape), 1, 0, GUARD
     if layout == "transposed":
@@ -49,6 +60,8 @@ def tensor(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "contiguous
     memory = torch.full((first + extent + GUARD,), float("nan"), dtype=dtype, device=runtime.DEVICE)
     view = memory.as_strided(shape, strides, first)
     values = torch.randn(shape if layout != "expanded" or not shape else (1, *shape[1:]), generator=generator) * scale
+    if grid is not None:
+        values = (values / grid).round() * grid
     target = view[:1] if layout == "expanded" and shape else view
     target.copy_(values.to(dtype))
     return view
@@ -81,7 +94,7 @@ def guarded_outputs() -> Iterator[None]:
         assert bool((outside == sentinel).all()), "written outside the result"
 
 
-def call(function: Callable, *args, **kwargs) -> torch.Tensor:
+def call(function: Callable, *args, **kwargs):
     """function(*args, **kwargs) with guarded outputs; fails if the call changes one of its inputs."""
     inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
     before = [value.clone() for value in inputs]
