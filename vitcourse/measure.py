@@ -57,6 +57,27 @@ def milliseconds(function: Callable[[], object], rep: int = 100) -> tuple[float,
     return median, p20, p80
 
 
+def kernel_milliseconds(function: Callable[[], object], rep: int = 50) -> tuple[float, float, float]:
+    """`milliseconds` without what the host takes to launch: the GPU waits before each call until the host has queued it.
+
+    For one operation. A whole model is timed with `milliseconds`, because what its launches cost is part of what it costs.
+    """
+    if runtime.DEVICE.type != "cuda":
+        raise RuntimeError("nothing is timed in Triton's interpreter: its speed says nothing about a GPU's")
+    cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # several times any L2
+    estimate = max(1e-3, milliseconds(function, rep=5)[0])
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(200, max(10, int(rep / estimate))))]
+    for start, end in events:
+        cache.zero_()
+        torch.cuda._sleep(400_000)  # clock cycles: about 0.2 ms, longer than the host takes for a launch or two
+        start.record()
+        function()
+        end.record()
+    torch.cuda.synchronize()
+    times = torch.tensor([start.elapsed_time(end) for start, end in events])
+    return tuple(times.quantile(torch.tensor([0.5, 0.2, 0.8])).tolist())
+
+
 def measurement(
     provider: str,
     times: tuple[float, float, float],

@@ -13,16 +13,15 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, multiprocessors, needs_gradient, operator
+from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, multiprocessors, needs_gradient, operator, shared_memory
 from .sum_to_size import sum_middle
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 for each thread of 2 to 8 warps.
 WIDEST = 1 << 17 if INTERPRETER else 8192
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
-# Backward: elements a program holds of narrow rows, warps for them, and programs a multiprocessor.
-BACKWARD_ELEMENTS = 1 << 17 if INTERPRETER else 2048
-BACKWARD_WARPS = 4
+# Backward: programs a multiprocessor, and turns of their loops that are under way at once where shared memory allows it.
 PROGRAMS = 4
+STAGES = 3
 
 
 @triton.jit
@@ -111,7 +110,7 @@ def layer_norm_backward_kernel(
     grad_ptr, total_grad_ptr, input_ptr, weight_ptr, statistics_ptr, input_grad_ptr, partial_ptr,
     rows, columns, row_stride, column_stride,
     HAS_TOTAL_GRAD: tl.constexpr, HAS_WEIGHT: tl.constexpr, PARTIAL: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, BLOCK_COLUMNS)
     column_mask = column < columns
@@ -119,7 +118,7 @@ def layer_norm_backward_kernel(
         weight = tl.load(weight_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     weight_grad = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
     bias_grad = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), tl.float32)
-    for block in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0), num_stages=STAGES):
         row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         mask = (row < rows)[:, None] & column_mask[None, :]
         here = row[:, None] * columns + column[None, :]
@@ -259,14 +258,16 @@ def _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype):
     flags = {"HAS_TOTAL_GRAD": total_grad is not None, "HAS_WEIGHT": weight is not None}
     width = triton.next_power_of_2(columns)
     if width <= WIDEST:
-        block_rows = min(triton.next_power_of_2(rows), max(1, BACKWARD_ELEMENTS // width))
+        block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
         programs = triton.cdiv(rows, block_rows)
         if dtype is not None:
             programs = min(programs, 2 if INTERPRETER else PROGRAMS * multiprocessors())
         partials = torch.empty((1, programs if dtype is not None else 0, 2 * columns), dtype=torch.float32, device=x.device)
+        held = STAGES * 3 * block_rows * width * x.element_size()  # bytes of shared memory, for three tensors
+        stages = 1 if INTERPRETER or 2 * held > shared_memory() else STAGES
         layer_norm_backward_kernel[(programs,)](
             *arguments, partials, rows, columns, *x.stride(), **flags, PARTIAL=dtype is not None,
-            BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width, num_warps=max(BACKWARD_WARPS, width // 1024),
+            BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width, STAGES=stages, num_warps=max(2, width // 1024),
         )  # fmt: skip
     else:
         wide_layer_norm_backward_kernel[(rows,)](
@@ -290,7 +291,7 @@ class _LayerNorm(torch.autograd.Function):
     def forward(ctx, x, residual, weight, bias, eps, dtype):
         output, total, statistics = _layer_norm(x, residual, weight, bias, eps, dtype, True)
         ctx.save_for_backward(x if residual is None else total, weight, statistics)
-        ctx.dtypes = [tensor.dtype if tensor is not None else None for tensor in (weight, bias)]
+        ctx.dtypes, ctx.shapes = zip(*((t.dtype, t.shape) if t is not None else (None, None) for t in (weight, bias)))
         ctx.set_materialize_grads(False)
         return output, total if residual is not None else None
 
@@ -304,7 +305,7 @@ class _LayerNorm(torch.autograd.Function):
         dtypes = [dtype for dtype, needed in zip(ctx.dtypes, needs_sums) if needed]
         dtype = torch.promote_types(dtypes[0], dtypes[-1]) if dtypes else None
         x_grad, sums = _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype)
-        weight_grad, bias_grad = (sums[i].to(ctx.dtypes[i]) if needs_sums[i] else None for i in (0, 1))
+        weight_grad, bias_grad = (sums[i].to(ctx.dtypes[i]).view(ctx.shapes[i]) if needs_sums[i] else None for i in (0, 1))
         return x_grad if needs_x else None, x_grad if needs_residual else None, weight_grad, bias_grad, None, None
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, needs_gradient, operator, refusal
 
-# The widest row held in registers, and the elements a program holds of narrower ones: 32 for each thread of 2 to 8 warps.
+# The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
 WIDEST = 1 << 17 if INTERPRETER else 8192
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
 
@@ -32,7 +32,7 @@ def softmax_kernel(
     columns_ptr = input_ptr + row * row_stride + column.to(tl.int64) * column_stride  # a column may be far from the next
     x = tl.load(columns_ptr, mask=mask, other=-float("inf")).to(tl.float32)
     numerator = tl.exp(x - tl.max(x, axis=1)[:, None])
-    y = numerator / tl.sum(numerator, axis=1)[:, None]
+    y = numerator * (1.0 / tl.sum(numerator, axis=1))[:, None]  # one division a row, not one an element
     tl.store(output_ptr + row * columns + column, y, mask=inside)
 
 
@@ -112,6 +112,8 @@ def _softmax(x: torch.Tensor, queries: int, causal: bool, dtype: torch.dtype) ->
     output = torch.empty((rows, columns), dtype=dtype, device=x.device)
     if triton.next_power_of_2(columns) <= WIDEST:
         tile = _tile(rows, columns)
+        if columns <= 256:
+            tile["num_warps"] = 1
         softmax_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](
             x, output, rows, columns, *x.stride(), queries, CAUSAL=causal, **tile
         )

@@ -13,9 +13,10 @@ import triton.language as tl
 
 from ..runtime import DEVICE, INTERPRETER, multiprocessors, operator
 
-# Elements of a program's tile, and the most sums in it where neighbours in memory belong to different sums.
-TILE_ELEMENTS = 1 << 17 if INTERPRETER else 4096
-WIDEST = 1 << 12 if INTERPRETER else 256
+# Elements of a program's tile, and the most sums in it where neighbours in memory belong to different sums: enough for whole
+# 128-byte lines, or, where there are few sums with few terms, few enough to occupy every multiprocessor.
+TILE_ELEMENTS = 1 << 17 if INTERPRETER else 8192
+WIDE, NARROW = (1 << 12, 1 << 12) if INTERPRETER else (64, 8)
 
 
 @triton.jit
@@ -39,20 +40,20 @@ def sum_middle(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     output = torch.empty((outer, inner), dtype=dtype, device=input.device)
     if kept == 0:
         return output
-    power_kept, power_reduced = triton.next_power_of_2(kept), triton.next_power_of_2(max(reduced, 1))
-    if inner > 1:
-        block_kept = min(power_kept, WIDEST)
-        block_reduced = min(power_reduced, TILE_ELEMENTS // block_kept)
-    else:
-        block_reduced = min(power_reduced, TILE_ELEMENTS)
-        block_kept = min(power_kept, TILE_ELEMENTS // block_reduced)
+    block_kept, num_warps = WIDE, 4
+    if inner == 1:
+        block_kept = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1)))
+    elif reduced <= 2048 and kept <= WIDE * 256:
+        block_kept, num_warps = NARROW, 8
+    block_kept = min(triton.next_power_of_2(kept), block_kept)
+    block_reduced = min(triton.next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
     kept_blocks = triton.cdiv(kept, block_kept)
     splits = 1
-    if DEVICE.type == "cuda":  # four programs for each multiprocessor, but no program with less than four blocks of terms
-        splits = max(1, min(triton.cdiv(reduced, 4 * block_reduced), 4 * multiprocessors() // kept_blocks))
+    if DEVICE.type == "cuda" and block_kept != NARROW:  # for four programs a multiprocessor, each with two blocks of terms
+        splits = max(1, min(triton.cdiv(reduced, 2 * block_reduced), 4 * multiprocessors() // kept_blocks))
     target = output if splits == 1 else torch.empty((1, splits, kept), dtype=torch.float32, device=input.device)
     sum_kernel[(kept_blocks * splits,)](
-        input, target, kept, reduced, inner, splits, BLOCK_REDUCED=block_reduced, BLOCK_KEPT=block_kept
+        input, target, kept, reduced, inner, splits, BLOCK_REDUCED=block_reduced, BLOCK_KEPT=block_kept, num_warps=num_warps
     )
     return output if splits == 1 else sum_middle(target, dtype).view(outer, inner)
 

@@ -3,6 +3,7 @@
 With the environment variable VITCOURSE_RECORD set to 1, what is measured is also written to `benchmarks/<gpu>/`.
 """
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -38,34 +39,57 @@ def ceilings() -> measure.Ceilings:
     return measure.ceilings(rows)
 
 
+@functools.cache
+def _copy_bandwidth() -> float:
+    """This GPU's copy bandwidth in GB/s, measured once a process."""
+    return measure.ceilings(measure.measure_ceilings()).bandwidth / 1e9
+
+
+def compiled(function: Callable) -> Callable:
+    """torch.compile of `function` for the very shapes of its next call, as `bandwidth` needs it: nothing kept from before."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
+
+
 def bandwidth(
-    name: str, places: Sequence[int], providers: dict[str, Callable[[int], Callable[[], object]]], moved: Callable[[int], float]
+    name: str,
+    places: Sequence[int],
+    providers: dict[str, Callable[[int], Callable[[], object]]],
+    moved: Callable[[int], float],
+    dtype: str = "float32",
 ) -> list[measure.Measurement]:
     """Time each of `providers` at each of `places` (sizes, block sizes, strides) and turn the times into GB/s.
 
     providers: name to a function that, given a place, prepares the inputs and returns what is to be timed.
-    moved: place to the bytes that the operation needs to move. name: of the recording.
+    moved: place to the bytes that the operation needs to move. name: of the recording; dtype: what the inputs are.
     """
     if runtime.DEVICE.type != "cuda":
         return _recorded(name)
-    limit = measure.ceilings(measure.measure_ceilings()).bandwidth / 1e9
     rows = []
     for place in places:
         for provider, prepare in providers.items():
             function = prepare(place)
             function()
-            times = measure.milliseconds(function, rep=40)
+            times = measure.kernel_milliseconds(function)
             value = moved(place) / times[0] / 1e6
             rows.append(
-                measure.measurement(provider, times, metric="GB/s", value=value, limit=limit, dtype="float32", shape=str(place))
+                measure.measurement(
+                    provider, times, metric="GB/s", value=value, limit=_copy_bandwidth(), dtype=dtype, shape=str(place)
+                )
             )
     return _finish(name, rows)
+
+
+def gradients(result: torch.Tensor, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
+    """A function that runs the backward pass from `result` to `inputs`, as often as it is called."""
+    grad = torch.randn_like(result)
+    return lambda: torch.autograd.grad(result, inputs, grad, retain_graph=True)
 
 
 def launches(name: str, functions: dict[str, Callable[[], object]], calls: int = 200) -> list[measure.Measurement]:
     """What one call of each function costs: microseconds of the host's time, and of the GPU's.
 
-    The host's: `calls` calls in a row without waiting for the GPU. The GPU's: as `measure.milliseconds` times it.
+    The host's: `calls` calls in a row without waiting for the GPU. The GPU's: `measure.kernel_milliseconds`.
     """
     if runtime.DEVICE.type != "cuda":
         return _recorded(name)
@@ -80,7 +104,7 @@ def launches(name: str, functions: dict[str, Callable[[], object]], calls: int =
         host = 1e3 * (time.perf_counter() - start) / calls
         torch.cuda.synchronize()
         rows.append(measure.measurement(provider, (host,) * 3, metric="host us", value=1e3 * host, dtype="float32"))
-        times = measure.milliseconds(function, rep=20)
+        times = measure.kernel_milliseconds(function)
         rows.append(measure.measurement(provider, times, metric="GPU us", value=1e3 * times[0], dtype="float32"))
     return _finish(name, rows)
 
