@@ -149,6 +149,24 @@ def test_guards_notice_a_write_on_either_side():
         assert not guards.intact()
 
 
+def test_guards_keep_the_strides_of_an_input():
+    dense = torch.randn(6, 8)
+    for tensor in (
+        dense.T,
+        dense[:, ::2],
+        dense[:, :5],
+        dense[:1].expand(4, 8),
+        dense[:, :1].expand(6, 3),
+        dense[:0],
+        dense[0, 0],
+    ):
+        guards = judge.Guards(torch.device("cpu"))
+        placed = guards.place(tensor)
+        assert placed.stride() == tensor.stride() and torch.equal(placed, tensor) and guards.intact()
+    # What lies between the elements is poison.
+    assert guards.place(dense[:, ::2]).as_strided((2,), (1,))[1].isnan()
+
+
 def test_guards_are_put_around_what_a_function_allocates():
     x = torch.zeros(4, 6, dtype=torch.float16).T
     with judge.Guards(torch.device("cpu")) as guards:

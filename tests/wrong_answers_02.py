@@ -247,7 +247,7 @@ def as_float32(x):
     return torch.empty(x.shape, device=x.device)
 
 
-MASK = r"\(row < rows\)\[:, None\] & \(column < columns\)\[None, :\]"
+MASK = r"\(row < rows\)(\[:, None\])? & \(column < columns\)(\[None, :\])?\."
 
 ADD_ROW_WRONG = [
     (row(kernel=row_no_mask), rf"(?s)\(1, 1\) in float32.*loads outside of x_ptr.*This load has no mask.*{MASK}"),

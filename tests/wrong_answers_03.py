@@ -466,7 +466,7 @@ def bias_as_a_matrix(x, bias):
     return result
 
 
-MASK = r"\(row < rows\)\[:, None\] & \(column < columns\)\[None, :\]"
+MASK = r"\(row < rows\)(\[:, None\])? & \(column < columns\)(\[None, :\])?\."
 
 BIAS_GELU_WRONG = [
     (tiled("no bias"), r"(?s)\(1, 1\) in float32.*bias was left out"),
