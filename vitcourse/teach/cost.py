@@ -67,6 +67,18 @@ def floor_ms(operation: Operation, ceilings: measure.Ceilings, dtype: str = "bfl
     return ceilings.floor_ms(operation.moved, operation.flops, dtype)
 
 
+def share(name: str, ceilings: measure.Ceilings, batch: int = 256) -> str:
+    """One operation's calls and its shares of a forward pass, in a line."""
+    rows = operations(batch=batch)
+    row = next(row for row in rows if row.name == name)
+    flops, moved = sum(row.flops for row in rows), sum(row.moved for row in rows)
+    least = floor_ms(row, ceilings) / sum(floor_ms(row, ceilings) for row in rows)
+    return (
+        f"{name}: {row.calls} calls of {row.shape}; {100 * row.flops / flops:.2f} % of the FLOPs, "
+        f"{100 * row.moved / moved:.1f} % of the bytes, {100 * least:.1f} % of the least time"
+    )
+
+
 def share_table(batch: int, ceilings: measure.Ceilings) -> str:
     """Every operation with its share of the FLOPs, of the bytes, and of the least time under these ceilings, as text."""
     rows = operations(batch=batch)

@@ -4,6 +4,7 @@ Figures stand on a white card of their own, so they read the same on light and d
 """
 
 import io
+import math
 from collections.abc import Sequence
 
 import matplotlib
@@ -101,6 +102,70 @@ def tiles(trace: Trace, names: dict[str, str] | None = None) -> None:
     show(figure, f"Vectors of {size} elements ({', '.join(names.values())}): " + "; ".join(parts) + ".")
 
 
+def matrices(trace: Trace, names: dict[str, str]) -> None:
+    """Which program touches each element of every tensor of one launch, drawn from its recorded accesses.
+
+    names: parameter to label, and which tensors to draw, side by side; a vector is drawn as a row. Each cell has the colour and
+    the number of the program that reads or writes it, or how many programs do.
+    """
+    launch = trace.launches[-1]
+    grid = launch.grid + (1,) * (3 - len(launch.grid))
+    shapes = {name: (1,) * (2 - launch.tensors[name].ndim) + tuple(launch.tensors[name].shape) for name in names}
+    notes, left = [], 0.0
+    height = max(shape[0] for shape in shapes.values())
+    width = sum(shape[1] for shape in shapes.values()) + 2.5 * (len(names) - 1)
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(min(11.5, 0.42 * width + 0.6), min(11.5 / width, 0.42) * (height + 1.6) + 0.2))
+        axes.axis("off")
+        axes.set_aspect("equal")
+        for name, label in names.items():
+            rows, columns = shapes[name]
+            tensor = launch.tensors[name]
+            strides = (0,) * (2 - tensor.ndim) + tensor.stride()
+            touched: dict[int, set[int]] = {}
+            kinds = set()
+            for access in trace.accesses:
+                if access.tensor == name:
+                    kinds.add("read" if access.kind == "load" else "written")
+                    program = access.program[0] + grid[0] * (access.program[1] + grid[1] * access.program[2])
+                    for element in access.elements:
+                        touched.setdefault(int(element), set()).add(program)
+            for i in range(rows):
+                for j in range(columns):
+                    programs = touched.get(i * strides[0] + j * strides[1], set())
+                    colour = _colour(min(programs)) if len(programs) == 1 else QUIET
+                    face = _pale(colour) if len(programs) == 1 else FAINT if programs else "none"
+                    place = (left + j + 0.04, -i - 1 + 0.04)
+                    axes.add_patch(Rectangle(place, 0.92, 0.92, facecolor=face, edgecolor=colour, lw=0.8))
+                    text = str(min(programs)) if len(programs) == 1 else f"×{len(programs)}" if programs else ""
+                    axes.text(left + j + 0.5, -i - 0.5, text, ha="center", va="center", fontsize=8)
+            axes.text(left, 0.25, f"{label}, {' and '.join(sorted(kinds))}", ha="left", va="bottom", weight="bold")
+            most = max(map(len, touched.values()), default=0)
+            by = "by one program" if most == 1 else f"by up to {most} programs"
+            notes.append(f"{label} {tuple(tensor.shape)}: {len(touched)} elements {' and '.join(sorted(kinds))}, each {by}")
+            left += columns + 2.5
+        axes.set_xlim(-0.2, left - 2.2)
+        axes.set_ylim(-height - 0.2, 1.4)
+    show(figure, f"Cells with the number of the program that touches them, of {np.prod(grid)}. " + "; ".join(notes) + ".")
+
+
+def curves(x: Sequence[float], lines: dict[str, Sequence[float]], title: str, xlabel: str = "x", log: bool = False) -> None:
+    """Functions of x as lines; `log` for a logarithmic scale, on which values below 1e-12 are drawn at 1e-12."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3.6))
+        for index, (label, values) in enumerate(lines.items()):
+            values = np.maximum(np.asarray(values), 1e-12) if log else np.asarray(values)
+            style = ("-", "--", "-.", ":")[index % 4]
+            axes.plot(x, values, color=COLOURS[index % len(COLOURS)], lw=1.8, linestyle=style, label=label)
+        axes.set(title=title, xlabel=xlabel, yscale="log" if log else "linear")
+        axes.legend(frameon=False)
+    ends = "; ".join(
+        f"{label}: from {float(values[0]):.3g} to {float(values[-1]):.3g}, at most {float(np.max(values)):.3g}"
+        for label, values in lines.items()
+    )
+    show(figure, f"{title}, for {xlabel} from {float(x[0]):.3g} to {float(x[-1]):.3g}. {ends}.")
+
+
 def sectors(traces: dict[str, Trace], tensor: str, lanes: int = 32) -> None:
     """The 32-byte sectors that one warp's first load touches in each of `traces` (label to trace), as rows of cells.
 
@@ -142,7 +207,8 @@ def _finish(axes: plt.Axes, rows: Sequence[measure.Measurement]) -> None:
 def bandwidth(rows: Sequence[measure.Measurement], title: str = "") -> None:
     """GB/s against the size of the problem, a line a provider, with the copy bandwidth measured beside them as the limit.
 
-    rows: measurements whose `shape` is a number of elements and whose metric is GB/s. With none, nothing is drawn.
+    rows: measurements whose `shape` is a number of elements, or a shape such as 197x768, and whose metric is GB/s. With none,
+    nothing is drawn.
     """
     if not rows:
         return
@@ -161,7 +227,7 @@ def bandwidth(rows: Sequence[measure.Measurement], title: str = "") -> None:
         notes = []
         for index, provider in enumerate(dict.fromkeys(row.provider for row in rows)):
             mine = [row for row in rows if row.provider == provider]
-            sizes, values = [int(row.shape) for row in mine], [row.value for row in mine]
+            sizes, values = [math.prod(map(int, row.shape.split("x"))) for row in mine], [row.value for row in mine]
             marker = "os^Dvp"[index % 6]
             axes.plot(sizes, values, color=COLOURS[index], marker=marker, ms=5, lw=1.8, label=provider)
             notes.append(f"{provider} from {values[0]:,.0f} GB/s at {sizes[0]:,} elements to {values[-1]:,.0f} at {sizes[-1]:,}")

@@ -53,35 +53,41 @@ def compiled(function: Callable) -> Callable:
 
 def bandwidth(
     name: str,
-    places: Sequence[int],
-    providers: dict[str, Callable[[int], Callable[[], object]]],
-    moved: Callable[[int], float],
+    places: Sequence[int | tuple[int, ...]],
+    providers: dict[str, Callable[..., Callable[[], object]]],
+    moved: Callable[..., float],
     dtype: str = "float32",
 ) -> list[measure.Measurement]:
-    """Time each of `providers` at each of `places` (sizes, block sizes, strides) and turn the times into GB/s.
+    """Time each of `providers` at each of `places` (sizes, block sizes, strides; or shapes) and turn the times into GB/s.
 
     providers: name to a function that, given a place, prepares the inputs and returns what is to be timed.
-    moved: place to the bytes that the operation needs to move. name: of the recording; dtype: what the inputs are.
+    moved: place to the bytes that the operation needs to move. A shape is handed over as several arguments.
+    name: of the recording; dtype: what the inputs are.
     """
     if runtime.DEVICE.type != "cuda":
         return _recorded(name)
     rows = []
     for place in places:
+        sizes = place if isinstance(place, tuple) else (place,)
         for provider, prepare in providers.items():
-            function = prepare(place)
+            function = prepare(*sizes)
             function()
             times = measure.kernel_milliseconds(function)
-            value = moved(place) / times[0] / 1e6
+            value = moved(*sizes) / times[0] / 1e6
+            shape = "x".join(map(str, sizes))
             rows.append(
                 measure.measurement(
-                    provider, times, metric="GB/s", value=value, limit=_copy_bandwidth(), dtype=dtype, shape=str(place)
+                    provider, times, metric="GB/s", value=value, limit=_copy_bandwidth(), dtype=dtype, shape=shape
                 )
             )
     return _finish(name, rows)
 
 
-def gradients(result: torch.Tensor, inputs: Sequence[torch.Tensor]) -> Callable[[], object]:
-    """A function that runs the backward pass from `result` to `inputs`, as often as it is called."""
+def backward(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], object]:
+    """A function that runs the backward pass of `function(*inputs)` to all of the inputs, as often as it is called."""
+    inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
+    with torch._functorch.config.patch(donated_buffer=False):  # or what torch.compile makes could go backward only once
+        result = function(*inputs)
     grad = torch.randn_like(result)
     return lambda: torch.autograd.grad(result, inputs, grad, retain_graph=True)
 
@@ -114,12 +120,13 @@ def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
     if not rows:
         return ""
     providers = list(dict.fromkeys(row.provider for row in rows))
-    lines = [f"{place:>12}" + "".join(f"{provider:>34}" for provider in providers)]
+    lines = [f"{place:>14}" + "".join(f"{provider:>34}" for provider in providers)]
     for shape in dict.fromkeys(row.shape for row in rows):
         cells = []
         for provider in providers:
             row = next((row for row in rows if (row.shape, row.provider) == (shape, provider)), None)
             share = "" if row is None or row.percent_of_limit is None else f" ({row.percent_of_limit:3.0f} %)"
             cells.append("-" if row is None else f"{1e3 * row.ms:,.1f} us {row.value:7,.0f} {row.metric}{share}")
-        lines.append(f"{int(shape):>12,}" + "".join(f"{cell:>34}" for cell in cells))
+        name = " x ".join(f"{int(size):,}" for size in shape.split("x"))
+        lines.append(f"{name:>14}" + "".join(f"{cell:>34}" for cell in cells))
     return "\n".join(lines)
