@@ -14,6 +14,7 @@ import wrong_answers_01
 import wrong_answers_02
 import wrong_answers_03
 import wrong_answers_04
+import wrong_answers_05
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
@@ -24,7 +25,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-BANKS = (wrong_answers_00, wrong_answers_01, wrong_answers_02, wrong_answers_03, wrong_answers_04)
+BANKS = (wrong_answers_00, wrong_answers_01, wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05)
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
 HERE = Path(__file__).parent
@@ -35,6 +36,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(judge, "SECONDS", 6.0)
     wrong_answers_01.STALE.clear()
     wrong_answers_04.STALE.clear()
+    wrong_answers_05.STALE.clear()
 
 
 def _all(bank):
@@ -243,6 +245,8 @@ import re
 import wrong_answers_01 as bank
 import wrong_answers_02
 import wrong_answers_03
+import wrong_answers_04
+import wrong_answers_05
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -255,7 +259,7 @@ for name, chosen in names.items():
         verdict = getattr(check, name)(answer)
         assert verdict.status == "wrong" and re.search(pattern, " ".join(repr(verdict).split())), verdict
         print(repr(verdict))
-for more in (wrong_answers_02, wrong_answers_03):
+for more in (wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name
         for answer, pattern in answers[:3]:

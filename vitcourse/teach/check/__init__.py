@@ -15,11 +15,13 @@ from .lesson_01 import add, add3, axpy, persistent_add
 from .lesson_02 import add_positions, add_row, add_strided, sum_rows
 from .lesson_03 import bias_gelu, gelu_tanh, silu, silu_backward
 from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softmax
+from .lesson_05 import add_layer_norm, layer_norm, rms_norm, weight_gradients
 
 __all__ = [
     "Verdict",
     "add",
     "add3",
+    "add_layer_norm",
     "add_positions",
     "add_row",
     "add_strided",
@@ -27,15 +29,18 @@ __all__ = [
     "bias_gelu",
     "floor_us",
     "gelu_tanh",
+    "layer_norm",
     "linear_cost",
     "log_softmax",
     "merge",
     "persistent_add",
+    "rms_norm",
     "silu",
     "silu_backward",
     "softmax",
     "softmax_backward",
     "sum_rows",
     "tiles",
+    "weight_gradients",
     "wide_softmax",
 ]

@@ -101,7 +101,7 @@ def row_gaps(attempt: Attempt) -> str:
     if not any(math.prod(launch.grid) for launch in trace.launches):
         return "The grid has no programs here: it is (rows,), or (triton.cdiv(rows, BLOCK_ROWS),), which rounds up."
     if not stores:
-        return ""
+        return f"No store goes to {attempt.name}: a second tl.store, with its pointer, writes it." if attempt.name else ""
     rows, ends = missing.all(1), missing.all(0)
     if (missing == rows[:, None]).all():
         if len({access.program for access in stores}) > 1 and trace.owners(attempt.result).twice.any():
