@@ -311,6 +311,7 @@ def test_layouts(dtype, layout):
 def test_zero_size(dtype, shape):
     x = tensor(shape, dtype)
     check_add(x, x)
+    check_add(x, tensor((1,) * len(shape), dtype))  # a sum of nothing is 0
     check_gelu(x)
     check_relu(x)
     check_softmax(x, -1)
@@ -366,7 +367,7 @@ def test_softmax_in_another_type(dtype):
 @pytest.mark.parametrize("widest", [None, 16], ids=["narrow", "wide"])
 @pytest.mark.parametrize("needed", [*NEEDED, ["residual"], ["residual", "weight"]], ids="+".join)
 def test_layer_norm_with_some_of_it_frozen(dtype, needed, widest):
-    x, residual = tensor((20, 37), dtype, grid=0.125), tensor((20, 37), dtype, seed=3, grid=0.125)
+    x, residual = tensor((9, 37), dtype, grid=0.125), tensor((9, 37), dtype, seed=3, grid=0.125)
     weight, bias = (tensor((37,), dtype, seed=1 + i) for i in range(2))
     with unittest.mock.patch.object(LAYER_NORM, "WIDEST", widest or LAYER_NORM.WIDEST):
         check_layer_norm(x, (37,), weight, bias, residual=residual, needed=needed)
@@ -379,7 +380,7 @@ def test_layer_norm_with_some_of_it_frozen(dtype, needed, widest):
 @pytest.mark.parametrize("widest", [None, 16], ids=["narrow", "wide"])
 @pytest.mark.parametrize("used", [(True, True), (True, False), (False, True)], ids=["both", "normalized", "sum"])
 def test_layer_norm_residual(dtype, used, widest):
-    x, residual = tensor((20, 37), dtype, "transposed", grid=0.125), tensor((20, 37), dtype, seed=3, grid=0.125)
+    x, residual = tensor((9, 37), dtype, "transposed", grid=0.125), tensor((9, 37), dtype, seed=3, grid=0.125)
     weight, bias = (tensor((37,), dtype, seed=1 + i) for i in range(2))
     needed = None if used[0] else ["input", "residual"]  # of the sum alone, weight and bias are no part
     with unittest.mock.patch.object(LAYER_NORM, "WIDEST", widest or LAYER_NORM.WIDEST):
@@ -390,7 +391,7 @@ def test_layer_norm_residual(dtype, used, widest):
 
 @pytest.mark.parametrize("widest", [None, 16], ids=["narrow", "wide"])
 def test_layer_norm_with_float32_parameters(dtype, widest):
-    x = tensor((40, 50), dtype)
+    x = tensor((12, 50), dtype)
     weight, bias = (tensor((50,), torch.float32, seed=1 + i) for i in range(2))
     with unittest.mock.patch.object(LAYER_NORM, "WIDEST", widest or LAYER_NORM.WIDEST):
         check_layer_norm(x, (50,), weight, bias)
@@ -423,7 +424,7 @@ def small(module, elements: int, **values: object) -> Iterator[None]:
 
 def small_sums(**values: object) -> contextlib.AbstractContextManager:
     """Tiles of 32 terms, at most 8 sums wide."""
-    return small(SUM, 32, WIDE=8, NARROW=2, **values)
+    return small(SUM, 32, WIDE=8, NARROW=1, **values)
 
 
 @given(shape=shapes, ones=st.tuples(*[st.integers(0, 31)] * 2), at=layouts, split=st.booleans(), seed=seeds)
@@ -452,48 +453,54 @@ def test_elementwise_small_blocks(dtype, shape, at, seed):
 @example(rows=3, columns=33, at="contiguous", causal=True, widest=16, seed=0)
 def test_rows_small_blocks(dtype, rows, columns, at, causal, widest, seed):
     # Rows wider than `widest` take the kernels that walk along a row; narrower ones share a tile of 64 elements, and two
-    # programs share the rows of a layer norm's backward pass.
+    # programs (on a GPU four) share the rows of a layer norm's backward pass.
     assume(rows * columns <= 8000)
     with small(SOFTMAX, 64, WIDEST=widest):
         check_softmax(tensor((rows, columns), dtype, at, seed=seed, scale=3.0), -1, causal, at=at, seed=seed)
     eps = 1.0 if columns <= 8 else 1e-5
     x = tensor((rows, columns), dtype, at, seed=seed, grid=0.125)
     weight, bias = (tensor((columns,), dtype, seed=seed + 1 + i) for i in range(2))
-    with small(LAYER_NORM, 64, WIDEST=widest), small_sums():
+    with small(LAYER_NORM, 64, WIDEST=widest, multiprocessors=lambda: 1), small_sums():
         check_layer_norm(x, (columns,), weight, bias, eps, at=at, seed=seed)
         residual = tensor((rows, columns), dtype, seed=seed + 3, grid=0.125)
         check_layer_norm(x, (columns,), residual=residual, eps=eps, at=at, seed=seed)
 
 
 @pytest.mark.parametrize("widest", [None, 16], ids=["narrow", "wide"])
-@pytest.mark.parametrize("rows", [1, 2, 131])
+@pytest.mark.parametrize("rows", [1, 2, 67])
 def test_layer_norm_of_many_rows(dtype, rows, widest):
     # Several programs add up their rows' part of the gradients of weight and bias; some have more rows than others.
     x, weight, bias = tensor((rows, 20), dtype), tensor((20,), dtype, seed=1), tensor((20,), dtype, seed=2)
-    with small(LAYER_NORM, 64, WIDEST=widest or LAYER_NORM.WIDEST):
+    with small(LAYER_NORM, 64, WIDEST=widest or LAYER_NORM.WIDEST, multiprocessors=lambda: 2):
         check_layer_norm(x, (20,), weight, bias)
 
 
 # ---- large inputs ----
 
 
-def test_very_wide_rows(dtype):
-    # 200,003 columns: past what any block holds, also in the interpreter.
-    x = tensor((2, 200_003), dtype)
-    weight, bias = (tensor((200_003,), dtype, seed=1 + i) for i in range(2))
-    assert x.shape[1] > max(SOFTMAX.WIDEST, LAYER_NORM.WIDEST)
+WIDE = 140_003  # columns, past what any block holds, also in the interpreter
+
+
+def test_softmax_of_very_wide_rows(dtype):
+    x = tensor((2, WIDE), dtype, scale=3.0)
+    assert WIDE > SOFTMAX.WIDEST
     check_softmax(x)
-    check_softmax(x * 4, causal=True)
-    check_layer_norm(x, (200_003,), weight, bias)
+    check_softmax(x[:1], causal=True)
+
+
+def test_layer_norm_of_very_wide_rows(dtype):
+    weight, bias = (tensor((WIDE,), dtype, seed=1 + i) for i in range(2))
+    assert WIDE > LAYER_NORM.WIDEST
+    check_layer_norm(tensor((2, WIDE), dtype), (WIDE,), weight, bias)
 
 
 def test_many_elements(dtype):
-    x = tensor((300_001,), dtype)
+    x = tensor((140_001,), dtype)
     check_add(x.reshape(1, -1), tensor((2, 1), dtype, seed=1))
     check_relu(x)
     check_gelu(x)
-    check_softmax(tensor((20_011, 9), dtype))
-    check_layer_norm(tensor((20_011, 9), dtype), (9,), tensor((9,), dtype, seed=1), tensor((9,), dtype, seed=2), 1e-2)
+    check_softmax(tensor((15_011, 9), dtype))
+    check_layer_norm(tensor((15_011, 9), dtype), (9,), tensor((9,), dtype, seed=1), tensor((9,), dtype, seed=2), 1e-2)
 
 
 # ---- what autograd asks for ----

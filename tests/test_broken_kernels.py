@@ -1,0 +1,299 @@
+"""The tests tested: each one fails for a kernel that is wrong in a way that a kernel is easily wrong.
+
+An entry of the table takes one piece of text out of a kernel's source, puts another in, builds the kernels of that file anew,
+in the interpreter as on a GPU, and calls a test of test_kernels.py or test_gradients.py as pytest would. A wrong kernel reads
+and writes at most a few elements past its operands, which lie between guard bands.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import itertools
+import unittest.mock
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import test_gradients as gradients
+import test_kernels as forward
+import torch
+from torch.autograd.gradcheck import GradcheckError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using `assume` outside")
+SINGLE, HALF = torch.float32, torch.float16
+DENSE = ("contiguous",) * 5
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def broken(module, kernel: str, old: str, new: str, folder: Path) -> Iterator[None]:
+    """`module` with `old` replaced by `new` in the source of `kernel`. Its kernels call each other, so all are built anew."""
+    jitted = type(getattr(module, kernel))
+    sources = {name: inspect.getsource(value.fn) for name, value in vars(module).items() if isinstance(value, jitted)}
+    assert sources[kernel].count(old) == 1, f"{kernel} has {old!r} {sources[kernel].count(old)} times; change this test with it"
+    sources[kernel] = sources[kernel].replace(old, new)
+    # In a file, because Triton reads a kernel's source from there.
+    file = folder / f"broken_{next(_numbers)}.py"
+    file.write_text("\n\n".join(["import triton\nimport triton.language as tl\n", *sources.values()]))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    built = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(built)
+    with contextlib.ExitStack() as stack:
+        for name in sources:
+            stack.enter_context(unittest.mock.patch.object(module, name, getattr(built, name)))
+        yield
+
+
+def run(test: Callable, arguments: dict) -> None:
+    """Call a test; one that hypothesis draws for, with these arguments and no drawing."""
+    test.hypothesis.inner_test(**arguments) if hasattr(test, "hypothesis") else test(**arguments)
+
+
+def drawn(shape, **other) -> dict:
+    return {"shape": shape, "at": "contiguous", "seed": 0, "dtype": SINGLE} | other
+
+
+def rows(count, columns, **other) -> dict:
+    return {
+        "rows": count,
+        "columns": columns,
+        "at": "contiguous",
+        "causal": False,
+        "widest": 256,
+        "seed": 0,
+        "dtype": SINGLE,
+    } | other
+
+
+def pair(shape, ones=(0, 0), **other) -> dict:
+    return drawn(shape, dropped=0, ones=ones, at=DENSE[:2]) | other
+
+
+def norm(shape, **other) -> dict:
+    return drawn(shape, trailing=1, at=DENSE, given_=(True, True, False), single=False, eps=1e-5) | other
+
+
+ADD, GELU, LAYER_NORM, RELU, SOFTMAX, SUM = (
+    gradients.ADD, gradients.GELU, gradients.LAYER_NORM, gradients.RELU, gradients.SOFTMAX, gradients.SUM,
+)  # fmt: skip
+PLUS = "a.to(tl.float32) + b.to(tl.float32)"
+ROW_MAXIMUM = "tl.exp(x - tl.max(x, axis=1)[:, None])"
+SOFTMAX_GRADIENT = "y * (grad - tl.sum(y * grad, axis=1)[:, None])"
+NORM_GRADIENT = "(grad - mean_grad[:, None] - xhat * mean_grad_xhat[:, None]) * rstd[:, None]"
+WIDE_NORM_GRADIENT = "(grad - mean_grad - (x - mean) * rstd * mean_grad_xhat) * rstd"
+CENTERED = "tl.where(mask, x - mean[:, None], 0.0)"
+MASK = "mask = offsets < size"
+
+# (file, kernel, its text, the wrong text, a test that sees it, the test's arguments)
+FORWARD = [
+    (ADD, "add_kernel", PLUS, PLUS.replace("+", "-"), forward.test_add_drawn, pair((3, 5), at=DENSE[:2])),
+    (ADD, "broadcast_add_kernel", PLUS, PLUS.replace("+", "-"), forward.test_add_drawn, pair((3, 5), (0b01, 0))),
+    (ADD, "broadcast_add_kernel", "j * other_stride_1 + ", "", forward.test_add_every_broadcast_of_four_dimensions,
+     {"dtype": HALF}),
+    (ADD, "add_kernel", MASK, "mask = offsets < size - 1", forward.test_elementwise_and_rows,
+     {"dtype": SINGLE, "shape": (131, 1030), "layout": "contiguous"}),
+    (ADD, "add_kernel", MASK, "mask = offsets < size + 1", forward.test_many_elements, {"dtype": HALF}),
+    (ADD, "add_kernel", "tl.int64) * BLOCK", "tl.int64) * (BLOCK + 1)", forward.test_elementwise_small_blocks,
+     drawn((30, 30), ones=0)),
+    (ADD, "broadcast_add_kernel", "a.to(tl.float32)", "a.to(tl.float16).to(tl.float32)", forward.test_add_of_two_types,
+     {"first": SINGLE, "second": HALF}),
+    (ADD, "add_kernel", PLUS, f"{PLUS} + 1e-30", forward.test_a_negative_zero_and_the_smallest_numbers, {"dtype": SINGLE}),
+    (RELU, "relu_kernel", "x < 0", "x > 0", forward.test_gelu_and_relu_drawn, drawn((3, 5), approximate="none", scale=1.0)),
+    (RELU, "relu_kernel", "tl.where(x < 0, 0.0, x)", "tl.where(x > 0, x, 0.0)", forward.test_nan_and_infinities_pass_elementwise,
+     {"dtype": SINGLE}),
+    (RELU, "relu_kernel", MASK, "mask = offsets < size + 1", forward.test_elementwise_small_blocks, drawn((30, 30), ones=0)),
+    (GELU, "gelu_erf", "0.7071067811865476", "0.7071", forward.test_gelu_and_relu_drawn,
+     drawn((3, 5), approximate="none", scale=1.0)),
+    (GELU, "gelu_tanh", "0.044715", "0.0447", forward.test_gelu_and_relu_drawn, drawn((3, 5), approximate="tanh", scale=1.0)),
+    (GELU, "gelu_tanh", "tl.sigmoid(2.0 * u)", "tl.exp(2.0 * u) / (1.0 + tl.exp(2.0 * u))", forward.test_gelu_of_large_numbers,
+     {"dtype": SINGLE}),
+    (GELU, "gelu_kernel", "* BLOCK + tl.arange", "* BLOCK + 1 + tl.arange", forward.test_elementwise_and_rows,
+     {"dtype": SINGLE, "shape": (5, 1, 7), "layout": "stepped"}),
+    (SOFTMAX, "softmax_kernel", ROW_MAXIMUM, "tl.exp(x)", forward.test_softmax_drawn,
+     drawn((3, 37), dim=-1, causal=False, scale=30.0)),
+    (SOFTMAX, "softmax_kernel", 'other=-float("inf")', "other=0.0", forward.test_softmax_drawn,
+     drawn((3, 5), dim=-1, causal=False, scale=1.0)),
+    (SOFTMAX, "softmax_kernel", "column <= row % queries", "column < row % queries", forward.test_elementwise_and_rows,
+     {"dtype": SINGLE, "shape": (5, 1, 7), "layout": "contiguous"}),
+    (SOFTMAX, "softmax_kernel", "y, mask=inside", "y, mask=mask", forward.test_rows_small_blocks, rows(9, 15, causal=True)),
+    (SOFTMAX, "softmax_kernel", "column.to(tl.int64) * column_stride", "column.to(tl.int64)", forward.test_elementwise_and_rows,
+     {"dtype": SINGLE, "shape": (5, 1, 7), "layout": "stepped"}),
+    (SOFTMAX, "softmax_kernel", ROW_MAXIMUM, "tl.exp(x)", forward.test_softmax_of_special_rows,
+     {"dtype": SINGLE, "widest": None}),
+    (SOFTMAX, "wide_softmax_kernel", "tl.where(larger == -float(\"inf\"), 0.0, larger)", "larger",
+     forward.test_softmax_of_special_rows, {"dtype": SINGLE, "widest": 16}),
+    (SOFTMAX, "wide_softmax_kernel", "total * tl.exp(maximum - shift)", "total", forward.test_very_wide_rows, {"dtype": HALF}),
+    (SOFTMAX, "wide_softmax_kernel", "row % queries + 1", "row % queries + 2", forward.test_rows_small_blocks,
+     rows(9, 33, causal=True, widest=16)),
+    (SOFTMAX, "softmax_kernel", "column, y, mask=inside", "column, y.to(tl.float16), mask=inside",
+     forward.test_softmax_in_another_type, {"dtype": HALF, "layout": "contiguous"}),
+    (SOFTMAX, "softmax_kernel", "column, y, mask=inside", "column, y.to(tl.float16), mask=inside",
+     forward.test_softmax_in_float32_loses_nothing_of_float16, {}),
+    (LAYER_NORM, "layer_norm_kernel", CENTERED, "x - mean[:, None]", forward.test_layer_norm_drawn, norm((4, 5))),
+    (LAYER_NORM, "layer_norm_kernel", "variance + eps", "variance", forward.test_elementwise_and_rows,
+     {"dtype": SINGLE, "shape": (197, 1), "layout": "contiguous"}),
+    (LAYER_NORM, "layer_norm_kernel", "variance = tl.sum(centered * centered, axis=1) / columns",
+     "variance = tl.sum(x * x, axis=1) / columns - mean * mean", forward.test_layer_norm_of_rows_far_from_zero,
+     {"dtype": SINGLE, "columns": 768, "widest": None}),
+    (LAYER_NORM, "wide_layer_norm_kernel", "sums += x", "sums = x", forward.test_layer_norm_of_rows_far_from_zero,
+     {"dtype": SINGLE, "columns": 768, "widest": 64}),
+    (LAYER_NORM, "wide_layer_norm_kernel", "tl.where(column < columns, x - mean, 0.0)", "x - mean",
+     forward.test_rows_small_blocks, rows(9, 33, widest=16)),
+    (LAYER_NORM, "layer_norm_kernel", "x += tl.load(residual_ptr", "x -= tl.load(residual_ptr",
+     forward.test_layer_norm_drawn, norm((4, 5), given_=(True, True, True))),
+    (LAYER_NORM, "layer_norm_kernel", "y += tl.load(bias_ptr", "y -= tl.load(bias_ptr",
+     forward.test_layer_norm_with_float32_parameters_and_a_residual, {"dtype": HALF, "widest": None}),
+    (LAYER_NORM, "wide_layer_norm_kernel", "columns_ptr, column_stride = total_ptr + first, 1", "column_stride += 0",
+     forward.test_layer_norm_with_float32_parameters_and_a_residual, {"dtype": HALF, "widest": 16}),
+]  # fmt: skip
+
+BACKWARD = [
+    (SUM, "sum_kernel", "total += tl.load", "total -= tl.load", gradients.test_add_drawn, pair((5, 7), (0b01, 0), at=DENSE[:3])),
+    (SUM, "sum_kernel", "index // inner * reduced * inner", "index // inner * inner", gradients.test_add_of_broadcasts,
+     {"dtype": SINGLE, "a": (5, 7), "b": (5, 1)}),
+    (SUM, "sum_kernel", "index % inner", "index", gradients.test_add_every_broadcast_of_three_dimensions, {"dtype": SINGLE}),
+    (SUM, "sum_kernel", "other=0.0", "other=1.0", gradients.test_add_every_broadcast_of_three_dimensions, {"dtype": HALF}),
+    (SUM, "sum_kernel", "other=0.0).to(tl.float32)", "other=0.0).to(tl.float16)",
+     gradients.test_a_gradient_of_add_has_its_operands_type, {"first": SINGLE, "second": SINGLE}),
+    (SUM, "sum_kernel", "mask=index < kept)", "mask=index < kept + 1)", gradients.test_add_of_broadcasts,
+     {"dtype": SINGLE, "a": (2, 3, 4, 5), "b": (5,)}),
+    (SUM, "sum_kernel", "mask=index < kept)", "mask=index < kept - 1)", gradients.test_add_of_broadcasts,
+     {"dtype": SINGLE, "a": (5, 7), "b": ()}),
+    (SUM, "sum_kernel", "total = tl.zeros((BLOCK_REDUCED, BLOCK_KEPT), tl.float32)",
+     "total = tl.full((BLOCK_REDUCED, BLOCK_KEPT), 1.0, tl.float32)", gradients.test_zero_size,
+     {"dtype": SINGLE, "shape": (0, 5)}),
+    (SUM, "sum_kernel", "total += tl.load", "total = tl.load", gradients.test_add_small_blocks,
+     drawn((300, 9), ones=(0, 0b01), split=False)),
+    (SUM, "sum_kernel", "BLOCK_REDUCED, reduced, splits", "BLOCK_REDUCED, reduced - BLOCK_REDUCED + 1, splits",
+     gradients.test_add_small_blocks, drawn((301, 9), ones=(0, 0b01), split=False)),
+    (SUM, "sum_kernel", "splits * BLOCK_REDUCED)", "BLOCK_REDUCED)", gradients.test_add_small_blocks,
+     drawn((2100, 2), ones=(0, 0b01), split=True)),
+    (SUM, "sum_kernel", "split.to(tl.int64) * kept + index", "index", gradients.test_add_small_blocks,
+     drawn((2100, 2), ones=(0, 0b01), split=True)),
+    (SUM, "sum_kernel", "other=0.0).to(tl.float32)",
+     "other=0.0).to(tl.float32)\n        total = total.to(tl.float16).to(tl.float32)", gradients.test_many_elements,
+     {"dtype": SINGLE}),
+    (RELU, "relu_backward_kernel", "y <= 0", "y < 0", gradients.test_relu_where_it_bends, {}),
+    (RELU, "relu_backward_kernel", "0.0, grad", "0.0, y", gradients.test_gelu_and_relu_drawn,
+     drawn((3, 5), at=DENSE[:2], approximate="none", scale=1.0)),
+    (RELU, "relu_backward_kernel", MASK, "mask = offsets < size - 1", gradients.test_elementwise_small_blocks, drawn((30, 3))),
+    (RELU, "relu_backward_kernel", "y <= 0", "y >= 0", gradients.test_layouts, {"dtype": HALF, "layout": "stepped"}),
+    (GELU, "gelu_backward_kernel", "slope = phi + x", "slope = phi + 0.0 * x", gradients.test_gelu_and_relu_drawn,
+     drawn((3, 5), at=DENSE[:2], approximate="none", scale=1.0)),
+    (GELU, "gelu_backward_kernel", "0.3989422804014327", "0.39894", gradients.test_elementwise_small_blocks, drawn((30, 3))),
+    (GELU, "gelu_backward_kernel", "0.134145", "0.044715", gradients.test_gelu_and_relu_drawn,
+     drawn((3, 5), at=DENSE[:2], approximate="tanh", scale=1.0)),
+    (GELU, "gelu_backward_kernel", "tl.exp(-0.5 * x * x)", "tl.exp(0.5 * x * x)", gradients.test_gelu_far_from_zero,
+     {"dtype": SINGLE}),
+    (GELU, "gelu_backward_kernel", "grad * slope", "slope", gradients.test_gradients_that_come_from_a_sum_or_a_transpose,
+     {"dtype": SINGLE}),
+    (GELU, "gelu_backward_kernel", "slope = phi + x", "slope = phi - x", gradients.test_gradcheck, {"name": "gelu"}),
+    (GELU, "gelu_backward_kernel", "0.134145", "0.044715", gradients.test_gradcheck, {"name": "gelu tanh"}),
+    (SOFTMAX, "softmax_backward_kernel", SOFTMAX_GRADIENT, "y * grad", gradients.test_softmax_drawn,
+     drawn((3, 5), at=DENSE[:2], dim=-1, causal=False, scale=1.0)),
+    (SOFTMAX, "softmax_backward_kernel", SOFTMAX_GRADIENT, SOFTMAX_GRADIENT[4:], gradients.test_softmax_drawn,
+     drawn((3, 5), at=DENSE[:2], dim=0, causal=False, scale=1.0)),
+    (SOFTMAX, "softmax_backward_kernel", SOFTMAX_GRADIENT, "y * (grad - tl.sum(grad, axis=1)[:, None])", gradients.test_gradcheck,
+     {"name": "softmax"}),
+    (SOFTMAX, "softmax_backward_kernel", SOFTMAX_GRADIENT, f"({SOFTMAX_GRADIENT}).to(tl.float16)",
+     gradients.test_softmax_in_another_type, {"dtype": SINGLE}),
+    (SOFTMAX, "softmax_backward_kernel", "input_grad, mask=mask", "input_grad, mask=mask & (y > 0.0)",
+     gradients.test_softmax_of_extreme_rows, {"dtype": SINGLE, "widest": None}),
+    (SOFTMAX, "wide_softmax_backward_kernel", "y * (grad - dot)", "y * grad", gradients.test_softmax_of_extreme_rows,
+     {"dtype": SINGLE, "widest": 16}),
+    (SOFTMAX, "wide_softmax_backward_kernel", "total += y", "total = y", gradients.test_softmax_of_very_wide_rows,
+     {"dtype": SINGLE}),
+    (SOFTMAX, "wide_softmax_backward_kernel", "(grad - dot), mask=column < columns", "(grad - dot), mask=column < columns + 1",
+     gradients.test_rows_small_blocks, rows(3, 33, widest=16)),
+    (SOFTMAX, "softmax_backward_kernel", "* BLOCK_ROWS + tl", "* (BLOCK_ROWS - 1) + tl", gradients.test_rows_small_blocks,
+     rows(31, 17)),
+    (SOFTMAX, "softmax_backward_kernel", "y * (grad", "(1.0 - y) * (grad", gradients.test_layouts,
+     {"dtype": SINGLE, "layout": "contiguous"}),
+    (LAYER_NORM, "layer_norm_backward_kernel", NORM_GRADIENT, NORM_GRADIENT.replace(" - mean_grad[:, None]", ""),
+     gradients.test_layer_norm_drawn, norm((4, 9))),
+    (LAYER_NORM, "layer_norm_backward_kernel", NORM_GRADIENT, NORM_GRADIENT.replace(" - xhat * mean_grad_xhat[:, None]", ""),
+     gradients.test_layer_norm_drawn, norm((4, 9))),
+    (LAYER_NORM, "layer_norm_backward_kernel", NORM_GRADIENT, NORM_GRADIENT.replace(" * rstd[:, None]", ""),
+     gradients.test_layer_norm_of_rows_far_from_zero, {"dtype": SINGLE, "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "grad = tl.load(grad_ptr + here, mask=mask, other=0.0)",
+     "grad = tl.load(grad_ptr + here, mask=mask, other=1.0)", gradients.test_layer_norm_drawn,
+     norm((4, 9), given_=(False,) * 3)),
+    (LAYER_NORM, "layer_norm_backward_kernel", "grad *= weight", "grad *= 1.0", gradients.test_layer_norm_with_some_of_it_frozen,
+     {"dtype": SINGLE, "needed": ["input"], "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "weight_grad += grad * xhat", "weight_grad += grad",
+     gradients.test_layer_norm_with_some_of_it_frozen, {"dtype": SINGLE, "needed": ["weight"], "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "weight_grad += grad * xhat", "weight_grad = grad * xhat",
+     gradients.test_layer_norm_of_many_rows, {"dtype": SINGLE, "rows": 67, "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "bias_grad += grad", "bias_grad = grad",
+     gradients.test_layer_norm_of_many_rows, {"dtype": HALF, "rows": 67, "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "partial_ptr += tl.program_id(0).to(tl.int64) * 2 * columns",
+     "partial_ptr += tl.program_id(0).to(tl.int64) * 0", gradients.test_layer_norm_of_many_rows,
+     {"dtype": SINGLE, "rows": 67, "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "tl.sum(bias_grad, axis=0)", "tl.sum(weight_grad, axis=0)",
+     gradients.test_layer_norm_with_float32_parameters, {"dtype": HALF, "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "input_grad += tl.load(total_grad_ptr", "input_grad -= tl.load(total_grad_ptr",
+     gradients.test_layer_norm_residual, {"dtype": SINGLE, "used": (True, True), "widest": None}),
+    (LAYER_NORM, "layer_norm_backward_kernel", "row[:, None] * row_stride", "row[:, None] * columns",
+     gradients.test_layouts, {"dtype": SINGLE, "layout": "padded"}),
+    (LAYER_NORM, "layer_norm_backward_kernel", NORM_GRADIENT, NORM_GRADIENT.replace(" - mean_grad[:, None]", ""),
+     gradients.test_gradcheck, {"name": "layer norm"}),
+    (LAYER_NORM, "layer_norm_kernel", "statistics_ptr + rows + row, rstd", "statistics_ptr + rows + row, variance",
+     gradients.test_gradcheck, {"name": "layer norm of a sum"}),
+    (LAYER_NORM, "wide_layer_norm_kernel", "statistics_ptr + row, mean", "statistics_ptr + row, mean + 1e-3",
+     gradients.test_layer_norm_with_float32_parameters, {"dtype": SINGLE, "widest": 16}),
+    (LAYER_NORM, "wide_layer_norm_backward_kernel", "sum_grad += grad", "sum_grad = grad",
+     gradients.test_layer_norm_of_very_wide_rows, {"dtype": SINGLE}),
+    (LAYER_NORM, "wide_layer_norm_backward_kernel", WIDE_NORM_GRADIENT, WIDE_NORM_GRADIENT[: -len(" * rstd")],
+     gradients.test_rows_small_blocks, rows(9, 33, widest=16)),
+    (LAYER_NORM, "wide_layer_norm_backward_kernel", WIDE_NORM_GRADIENT, WIDE_NORM_GRADIENT.replace("(x - mean)", "x"),
+     gradients.test_layer_norm_of_rows_far_from_zero, {"dtype": SINGLE, "widest": 64}),
+    (LAYER_NORM, "wide_layer_norm_backward_kernel", "input_grad += tl.load(total_grad_ptr + first",
+     "input_grad += tl.load(grad_ptr + first", gradients.test_layer_norm_residual,
+     {"dtype": SINGLE, "used": (True, True), "widest": 16}),
+    (LAYER_NORM, "wide_layer_norm_partial_kernel", " * rstd[:, None]", "", gradients.test_layer_norm_with_some_of_it_frozen,
+     {"dtype": SINGLE, "needed": ["weight", "bias"], "widest": 16}),
+    (LAYER_NORM, "wide_layer_norm_partial_kernel", "rows, splits * BLOCK_ROWS", "rows, rows",
+     gradients.test_layer_norm_of_many_rows, {"dtype": SINGLE, "rows": 67, "widest": 16}),
+    (LAYER_NORM, "wide_layer_norm_partial_kernel", "bias_grad += grad", "bias_grad = grad",
+     gradients.test_layer_norm_of_many_rows, {"dtype": SINGLE, "rows": 67, "widest": 16}),
+    (LAYER_NORM, "wide_layer_norm_partial_kernel", "partial_ptr += split * 2 * columns", "partial_ptr += split * 0",
+     gradients.test_layer_norm_of_many_rows, {"dtype": HALF, "rows": 67, "widest": 16}),
+]  # fmt: skip
+
+
+def name_of(entry: object) -> str:
+    _module, kernel, old, new, test, _ = entry
+    return f"{kernel}-{' '.join(old.split())[:30]}-{' '.join(new.split())[:30]}-{test.__name__}"
+
+
+@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD], ids=name_of)
+def test_a_broken_kernel_is_seen(entry, tmp_path):
+    module, kernel, old, new, test, arguments = entry
+    with broken(module, kernel, old, new, tmp_path), pytest.raises((AssertionError, GradcheckError)):
+        run(test, arguments)
+
+
+# What is no test of a kernel's values: of PyTorch's graph, of launches, of refusals; and what needs a GPU's memory.
+NOT_OF_VALUES = {
+    "test_a_second_derivative_is_refused", "test_gradients_add_up_over_two_backward_passes",
+    "test_an_operand_used_twice_gets_both_gradients", "test_nothing_is_computed_for_what_is_frozen",
+    "test_one_tensor_is_kept_for_the_backward_pass", "test_past_two_to_the_31_elements", "test_vit_base_shapes",
+}  # fmt: skip
+
+
+def test_every_test_of_a_gradient_has_a_broken_kernel():
+    there = {name for name in vars(gradients) if name.startswith("test_")}
+    assert there == {entry[4].__name__ for entry in BACKWARD} | NOT_OF_VALUES
+
+
+@pytest.mark.parametrize(
+    "module, kernel, name",
+    [
+        (ADD, "add_kernel", "add"), (SUM, "sum_kernel", "add"), (GELU, "gelu_kernel", "gelu"), (RELU, "relu_kernel", "relu"),
+        (SOFTMAX, "softmax_kernel", "softmax"), (LAYER_NORM, "layer_norm_kernel", "layer norm"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_kernel_built_anew_and_not_broken_passes(module, kernel, name, tmp_path):
+    with broken(module, kernel, "@triton.jit", "@triton.jit", tmp_path):
+        gradients.test_gradcheck(name)
