@@ -13,6 +13,7 @@ import functools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ INTERPRETER: bool = _asked in ("1", "true", "yes", "on") or (_asked == "" and no
 
 if INTERPRETER:
     os.environ["TRITON_INTERPRET"] = "1"
+    # NumPy warns of -inf - -inf and the like, also in lanes whose result a mask throws away.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"triton\.runtime\.interpreter")
     _triton = sys.modules.get("triton.language")
     if _triton is not None and type(_triton.standard.sum).__name__ != "InterpretedFunction":
         raise ImportError(

@@ -29,7 +29,7 @@ def gelu_tanh(x):
 @triton.jit
 def gelu_erf_fast(x):
     # erf(x / sqrt 2) as tanh of an odd polynomial (minimax fit over [0, 8]: gelu is off by at most 2.6e-5 there), on the
-    # hardware's tanh (PTX ISA, tanh.approx: relative error up to 2^-11). Good for bfloat16, whose eps is 2^-8.
+    # hardware's tanh (PTX ISA, tanh.approx: relative error up to 2^-11). Good for bfloat16, whose rounding is up to 2^-8.
     # The square is clamped because the polynomial turns down past |x| = 8, where erf has long been 1.
     square = tl.minimum(x * x, 64.0)
     u = x * (0.7975052754096146 + square * (0.037008019970025854 - 0.0003519023914012251 * square))
@@ -41,7 +41,7 @@ def gelu_erf_fast(x):
 @triton.jit
 def phi_fast(x):
     # Phi(x) as the sigmoid of an odd polynomial, two terms longer than the tanh form's: minimax fit of log(Phi / (1 - Phi))
-    # over [-5, 5], by which Phi is off by at most 0.13 % of itself, a third of bfloat16's eps. It grows for all x.
+    # over [-5, 5], by which Phi is off by at most 0.13 % of itself, a third of bfloat16's rounding. It grows for all x.
     square = x * x
     return tl.sigmoid(x * (1.59260734 + square * (0.075828061 + square * (-0.000986735895 + square * 9.03314418e-06))))
 

@@ -4,6 +4,7 @@ With the environment variable VITCOURSE_RECORD set to 1, what is measured is als
 """
 
 import functools
+import importlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -90,6 +91,14 @@ def backward(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Ca
         result = function(*inputs)
     grad = torch.randn_like(result)
     return lambda: torch.autograd.grad(result, inputs, grad, retain_graph=True)
+
+
+def liger(module: str, function: str) -> Callable | None:
+    """Liger-Kernel's autograd function of that name, ready to be called; None where Liger-Kernel is not installed."""
+    try:
+        return getattr(importlib.import_module(f"liger_kernel.ops.{module}"), function).apply
+    except ImportError:
+        return None
 
 
 def launches(name: str, functions: dict[str, Callable[[], object]], calls: int = 200) -> list[measure.Measurement]:
