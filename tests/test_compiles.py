@@ -12,13 +12,17 @@ Not every combination is compiled, which would take half an hour, but on every a
 - every configuration of attention that fits there, in float16 with heads of 64; for each other head size and for the other
   types the first that fits, which takes the most shared memory;
 - `bmm` and `patch_embed` in every type;
-- row and element-wise kernels in the block shapes of narrow, usual, wide and the widest rows, and every type in one of them.
+- row and element-wise kernels, forward and backward, in the block shapes of narrow, usual, wide and the widest rows, and
+  every type in one of them. These are not listed: the public functions run on tensors of such shapes, with kernels that note
+  what they are launched with in place of the real ones.
 """
 
+import contextlib
 import importlib
 import multiprocessing
 import os
-from collections.abc import Iterator
+import unittest.mock
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
@@ -26,6 +30,7 @@ import pytest
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
+ROW_AND_ELEMENTWISE = ("add", "gelu", "layer_norm", "relu", "softmax", "sum_to_size")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Job:
     estimate: int | None = None  # bytes of shared memory, where a table states them
     descriptors: dict[str, tuple[int, int]] = field(default_factory=dict)  # arguments that are descriptors, with their block
     aligned: bool = True  # sizes and strides that are multiples of 16, as far as they are not constants
+    launched: dict[str, tuple[str, bool]] = field(default_factory=dict)  # of a launch: an argument's type, and if it is aligned
 
     def __str__(self) -> str:
         constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
@@ -62,6 +68,10 @@ def compile_job(job: Job) -> tuple[int, str]:
             constants.setdefault(name, 1)
         if name in constants:
             signature[name] = "constexpr"
+        elif name in job.launched:
+            signature[name], aligned = job.launched[name]
+            if aligned:
+                attributes[index,] = [["tt.divisibility", 16]]
         elif name in job.descriptors:
             signature[name] = f"tensordesc<{job.dtype}[{', '.join(map(str, job.descriptors[name]))}]>"
         elif name.endswith("_ptr") or name in ("input", "weight"):
@@ -158,35 +168,118 @@ def product_jobs(architecture: int) -> Iterator[Job]:
             yield Job(architecture, module, f"{module}_kernel", dtype, constants, config.num_warps, config.num_stages)
 
 
-def row_and_elementwise_jobs(architecture: int) -> Iterator[Job]:
-    add, gelu, relu, softmax, layer_norm = (
-        importlib.import_module(f"vitcourse.kernels.{name}") for name in ("add", "gelu", "relu", "softmax", "layer_norm")
-    )
+class Launches:
+    """In place of a kernel: what it is launched with becomes a Job, and nothing runs."""
 
-    def job(module: str, kernel: str, dtype: str = "fp16", aligned: bool = True, **constants: object) -> Job:
-        return Job(architecture, module, kernel, dtype, constants, aligned=aligned)
+    def __init__(self, architecture: int, module: str, kernel, found: dict[str, Job]):
+        self.architecture, self.module, self.kernel, self.found = architecture, module, kernel, found
 
-    for dtype in types(architecture):
-        yield job("add", "add_kernel", dtype, BLOCK=add.BLOCK)
-        yield job("relu", "relu_kernel", dtype, BLOCK=relu.BLOCK)
-        yield job("gelu", "gelu_kernel", dtype, BLOCK=gelu.BLOCK, TANH=dtype == "fp32")
-        yield job("softmax", "softmax_kernel", dtype, CAUSAL=False, BLOCK_ROWS=softmax.TILE_ELEMENTS // 256, BLOCK_COLUMNS=256)
-        rows = layer_norm.TILE_ELEMENTS // 1024
-        flags = {"HAS_WEIGHT": True, "HAS_BIAS": True}
-        yield job("layer_norm", "layer_norm_kernel", dtype, **flags, BLOCK_ROWS=rows, BLOCK_COLUMNS=1024)
-    yield job("gelu", "gelu_kernel", BLOCK=gelu.BLOCK, TANH=True)
-    for columns in (1, 32, add.TILE_ELEMENTS):
-        rows = add.TILE_ELEMENTS // columns
-        yield job("add", "broadcast_add_kernel", aligned=columns > 1, BLOCK_ROWS=rows, BLOCK_COLUMNS=columns)
-    for columns in (1, 64, softmax.WIDEST):
-        rows = max(1, softmax.TILE_ELEMENTS // columns)
-        yield job("softmax", "softmax_kernel", aligned=columns > 1, CAUSAL=True, BLOCK_ROWS=rows, BLOCK_COLUMNS=columns)
-    yield job("softmax", "wide_softmax_kernel", CAUSAL=True, BLOCK_COLUMNS=softmax.WIDEST // 2)
-    absent = {"HAS_WEIGHT": False, "HAS_BIAS": False, "weight_ptr": None, "bias_ptr": None}
-    for columns in (1, layer_norm.WIDEST):
-        rows = max(1, layer_norm.TILE_ELEMENTS // columns)
-        yield job("layer_norm", "layer_norm_kernel", aligned=columns > 1, **absent, BLOCK_ROWS=rows, BLOCK_COLUMNS=columns)
-    yield job("layer_norm", "wide_layer_norm_kernel", HAS_WEIGHT=True, HAS_BIAS=True, BLOCK_COLUMNS=layer_norm.WIDEST // 2)
+    def __getitem__(self, grid: tuple) -> Callable[..., None]:
+        return self.launch
+
+    def launch(self, *values: object, num_warps: int = 4, num_stages: int = 3, **named: object) -> None:
+        # As Triton does: None and 1 are constants, and a multiple of 16 is known to be one.
+        constants, launched, dtype = {}, {}, ""
+        given = dict(zip(self.kernel.arg_names, values)) | named
+        for parameter in self.kernel.params:
+            value = given.pop(parameter.name)
+            if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+                constants[parameter.name] = value
+            elif isinstance(value, int):
+                launched[parameter.name] = ("i32" if abs(value) < 2**31 else "i64", value % 16 == 0)
+            elif isinstance(value, float):
+                launched[parameter.name] = ("fp32", False)
+            else:
+                name = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[str(value.dtype).removeprefix("torch.")]
+                dtype = dtype or name
+                launched[parameter.name] = (f"*{name}", value.data_ptr() % 16 == 0)
+        assert not given, f"{self.kernel.__name__} has no {', '.join(given)}"
+        job = Job(
+            self.architecture, self.module, self.kernel.__name__, dtype, constants, num_warps, num_stages, launched=launched
+        )  # fmt: skip
+        self.found[f"{job} {launched}"] = job
+
+
+@contextlib.contextmanager
+def launches(architecture: int, shared: int) -> Iterator[dict[str, Job]]:
+    """No kernel of a row or element-wise operation runs; what would be launched on `architecture` is found here."""
+    import torch
+    from triton.runtime.jit import JITFunction
+
+    gpu = {"multiprocessors": lambda: 100, "shared_memory": lambda: shared, "DEVICE": torch.device("cuda")}
+    found: dict[str, Job] = {}
+    with contextlib.ExitStack() as stack:
+        for name in ROW_AND_ELEMENTWISE:
+            module = importlib.import_module(f"vitcourse.kernels.{name}")
+            replaced = {key: value for key, value in gpu.items() if hasattr(module, key)}
+            for key, value in vars(module).items():
+                if isinstance(value, JITFunction) and key.endswith("_kernel"):
+                    replaced[key] = Launches(architecture, name, value, found)
+            for key, value in replaced.items():
+                stack.enter_context(unittest.mock.patch.object(module, key, value))
+        yield found
+
+
+def row_and_elementwise_jobs(architecture: int, shared: int) -> list[Job]:
+    import torch
+
+    from vitcourse import kernels, runtime
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=runtime.DEVICE).requires_grad_()
+
+    def both(function: Callable, *inputs: torch.Tensor) -> None:
+        """Forward and backward."""
+        results = function(*inputs)
+        results = results if isinstance(results, tuple) else (results,)
+        torch.autograd.backward(results, [torch.ones_like(result) for result in results])
+
+    def norm(rows: int, columns: int, dtype: torch.dtype = torch.float16, **rest) -> None:
+        x, weight, bias = empty(rows, columns, dtype=dtype), empty(columns, dtype=dtype), empty(columns, dtype=dtype)
+        if rest.get("single"):
+            weight, bias = empty(columns, dtype=torch.float32), empty(columns, dtype=torch.float32)
+        residual = empty(rows, columns, dtype=dtype) if rest.get("residual") else None
+        if rest.get("frozen"):
+            weight, bias = weight.detach(), bias.detach()
+        if rest.get("bare"):
+            weight = bias = None
+        both(lambda: kernels.layer_norm(x, (columns,), weight, bias, residual=residual))
+
+    usual = [torch.float16, torch.float32] + ([torch.bfloat16] if architecture >= 80 else [])
+    with launches(architecture, shared) as found:
+        for dtype in usual:
+            x, row = empty(32, 768, dtype=dtype), empty(768, dtype=dtype)
+            both(kernels.add, x, x)
+            both(kernels.add, x, row)
+            both(kernels.relu, x)
+            both(kernels.gelu, x)
+            both(lambda x: kernels.gelu(x, "tanh"), x)
+            both(lambda x: kernels.softmax(x, -1), empty(32, 197, dtype=dtype))
+            norm(32, 768, dtype, residual=True)
+            with torch.no_grad():
+                kernels.layer_norm(x, (768,), row, row)
+        both(kernels.add, empty(3, 333), empty(3, 333, dtype=torch.float32))
+        both(kernels.relu, empty(3, 333))
+        for a, b in (((2051, 1), (1, 1)), ((70, 32), (70, 1)), ((3, 5000), (3, 1)), ((70_000, 16), (16,)), ((2, 100_000), ())):
+            both(kernels.add, empty(*a), empty(*b))
+        both(kernels.add, empty(300, 20_000), empty(20_000))
+        widest = importlib.import_module("vitcourse.kernels.softmax").WIDEST
+        for columns in (1, 64, 1000, widest, widest + 1):
+            x = empty(2 + 2048 // columns, columns)
+            both(lambda x, causal=columns > 64: kernels.softmax(x, -1, causal=causal), x)
+        both(lambda x: kernels.softmax(x, 0), empty(64, 33))
+        both(lambda x: kernels.softmax(x, -1, torch.float32), empty(32, 64))
+        widest = importlib.import_module("vitcourse.kernels.layer_norm").WIDEST
+        for columns in (1, 64, widest):
+            norm(70 + 2048 // columns, columns)
+        norm(32, widest, torch.float32)
+        norm(70, 1000, bare=True)
+        norm(70, 1000, frozen=True)
+        norm(70, widest + 1, residual=True, single=True)
+        norm(70, widest + 16, bare=True)
+        x = empty(768, 32)
+        both(lambda x: kernels.layer_norm(x.t(), (768,)), x)
+    return list(found.values())
 
 
 def jobs(architecture: int) -> list[Job]:
@@ -199,7 +292,7 @@ def jobs(architecture: int) -> list[Job]:
         *linear_jobs(architecture, shared),
         *attention_jobs(architecture, shared),
         *product_jobs(architecture),
-        *row_and_elementwise_jobs(architecture),
+        *row_and_elementwise_jobs(architecture, shared),
     ]
 
 
@@ -237,6 +330,12 @@ def test_every_configuration_compiles_and_fits(architecture, compilers):
         elif job.estimate is not None and taken > job.estimate:
             wrong.append(f"{job}: takes {taken} bytes of shared memory; the table estimates {job.estimate}")
     assert not wrong, "\n".join([f"{len(wrong)} of {len(todo)}:", *wrong])
+
+
+def test_every_kernel_of_rows_and_elements_is_compiled(compilers):
+    found = {job.kernel for job in compilers.submit(jobs, 90).result()}
+    modules = [importlib.import_module(f"vitcourse.kernels.{name}") for name in ROW_AND_ELEMENTWISE]
+    assert {name for module in modules for name in vars(module) if name.endswith("_kernel")} <= found
 
 
 def test_something_fits_everywhere():
