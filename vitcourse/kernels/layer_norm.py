@@ -9,6 +9,8 @@ of weight and bias are sums over all rows, of dy * xhat and of dy: each of a fix
 stores one partial sum, and a second launch adds those up.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -252,7 +254,7 @@ def _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype):
     rows, columns = x.shape
     input_grad = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
     if rows == 0 or columns == 0:
-        return input_grad, torch.zeros((2, columns if dtype is not None else 0), dtype=dtype, device=x.device)
+        return input_grad, torch.zeros((2, columns if dtype is not None else 0), dtype=dtype or x.dtype, device=x.device)
     grad, total_grad, weight = (None if tensor is None else tensor.contiguous() for tensor in (grad, total_grad, weight))
     arguments = (grad, total_grad, x, weight, statistics, input_grad)
     flags = {"HAS_TOTAL_GRAD": total_grad is not None, "HAS_WEIGHT": weight is not None}
@@ -342,7 +344,7 @@ def layer_norm(
     if residual is not None and residual.dtype != input.dtype:
         raise TypeError(f"layer_norm: residual is {residual.dtype} and input is {input.dtype}; one type for both is accepted")
     dtype = torch.float32 if autocast_to_float32(input) else input.dtype
-    rows, columns = (torch.Size(sizes).numel() for sizes in (input.shape[: input.ndim - len(shape)], shape))
+    rows, columns = (math.prod(sizes) for sizes in (input.shape[: input.ndim - len(shape)], shape))
     x = input.reshape(rows, columns)  # a view where the rows are evenly spaced, else a copy
     r = None if residual is None else residual.reshape(rows, columns)
     if needs_gradient(input, residual, weight, bias):

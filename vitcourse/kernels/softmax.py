@@ -14,7 +14,7 @@ import triton.language as tl
 from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, needs_gradient, operator, refusal
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
-WIDEST = 1 << 17 if INTERPRETER else 8192
+WIDEST = 1 << 17 if INTERPRETER else 16384
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
 
 
@@ -105,7 +105,7 @@ def _fake(input, queries, causal, dtype):
     return input.new_empty(input.shape, dtype=dtype)
 
 
-@operator("softmax(Tensor input, int queries, bool causal, ScalarType dtype) -> Tensor", _fake)
+@operator("softmax(Tensor input, SymInt queries, bool causal, ScalarType dtype) -> Tensor", _fake)
 def _softmax(x: torch.Tensor, queries: int, causal: bool, dtype: torch.dtype) -> torch.Tensor:
     """Softmax over the rows of x, (rows, columns) with any strides; contiguous."""
     rows, columns = x.shape
@@ -119,7 +119,7 @@ def _softmax(x: torch.Tensor, queries: int, causal: bool, dtype: torch.dtype) ->
         )
     else:
         wide_softmax_kernel[(rows,)](
-            x, output, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_COLUMNS=WIDEST // 2, num_warps=8
+            x, output, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_COLUMNS=WIDEST // 4, num_warps=8
         )
     return output
 
@@ -136,7 +136,7 @@ def _softmax_backward(grad: torch.Tensor, output: torch.Tensor, dtype: torch.dty
         tile = _tile(rows, columns)
         softmax_backward_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](grad, output, input_grad, rows, columns, **tile)
     else:
-        wide_softmax_backward_kernel[(rows,)](grad, output, input_grad, columns, BLOCK_COLUMNS=WIDEST // 2, num_warps=8)
+        wide_softmax_backward_kernel[(rows,)](grad, output, input_grad, columns, BLOCK_COLUMNS=WIDEST // 4, num_warps=8)
     return input_grad
 
 

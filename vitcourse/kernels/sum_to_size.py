@@ -40,11 +40,11 @@ def sum_middle(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     output = torch.empty((outer, inner), dtype=dtype, device=input.device)
     if kept == 0:
         return output
-    block_kept, num_warps = WIDE, 4
-    if inner == 1:
-        block_kept = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1)))
-    elif reduced <= 2048 and kept <= WIDE * 256:
+    block_kept, num_warps = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1))), 4
+    if inner > 1 and reduced <= 2048 and kept <= 256 * WIDE:
         block_kept, num_warps = NARROW, 8
+    elif inner > 1:
+        block_kept = min(max(block_kept, WIDE), 16 * WIDE)
     block_kept = min(triton.next_power_of_2(kept), block_kept)
     block_reduced = min(triton.next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
     kept_blocks = triton.cdiv(kept, block_kept)
