@@ -107,6 +107,8 @@ FORWARD = [
     (GELU, "gelu_tanh", "0.044715", "0.0447", forward.test_gelu_and_relu_drawn, drawn((3, 5), approximate="tanh", scale=1.0)),
     (GELU, "gelu_tanh", "tl.sigmoid(2.0 * u)", "tl.exp(2.0 * u) / (1.0 + tl.exp(2.0 * u))", forward.test_gelu_of_large_numbers,
      {"dtype": SINGLE}),
+    (GELU, "phi_fast", "0.075828061", "0.0755", forward.test_the_approximate_gelu_is_good_to_bfloat16,
+     {"monkeypatch": "a fixture"}),
     (GELU, "gelu_kernel", "* BLOCK + tl.arange", "* BLOCK + 1 + tl.arange", forward.test_elementwise_and_rows,
      {"dtype": SINGLE, "shape": (5, 1, 7), "layout": "stepped"}),
     (SOFTMAX, "softmax_kernel", ROW_MAXIMUM, "tl.exp(x)", forward.test_softmax_drawn,
@@ -267,8 +269,10 @@ def name_of(entry: object) -> str:
 
 
 @pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD], ids=name_of)
-def test_a_broken_kernel_is_seen(entry, tmp_path):
+def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
     module, kernel, old, new, test, arguments = entry
+    if "monkeypatch" in arguments:
+        arguments = arguments | {"monkeypatch": monkeypatch}
     with broken(module, kernel, old, new, tmp_path), pytest.raises((AssertionError, GradcheckError)):
         run(test, arguments)
 
@@ -279,6 +283,18 @@ NOT_OF_VALUES = {
     "test_an_operand_used_twice_gets_both_gradients", "test_nothing_is_computed_for_what_is_frozen",
     "test_one_tensor_is_kept_for_the_backward_pass", "test_past_two_to_the_31_elements", "test_vit_base_shapes",
 }  # fmt: skip
+
+
+# Tests of functions whose kernels are not in the table, of PyTorch's settings and of refusals; and what needs a GPU's memory.
+OTHER_FUNCTIONS = (
+    "linear", "bmm", "attention", "in_its_query", "patch_embed", "product", "refuse", "search", "past_two", "two_to_the",
+    "65535", "vit_base", "ordinary", "public", "pytorchs_setting", "sums_are_kept",
+)  # fmt: skip
+
+
+def test_every_test_of_a_result_has_a_broken_kernel():
+    there = {name for name in vars(forward) if name.startswith("test_") and not any(word in name for word in OTHER_FUNCTIONS)}
+    assert there == {entry[4].__name__ for entry in FORWARD}
 
 
 def test_every_test_of_a_gradient_has_a_broken_kernel():

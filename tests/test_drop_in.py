@@ -358,6 +358,7 @@ OPERATORS = {
     "layer_norm_backward": [
         ((ROWS, None, ROWS, (6,), (2, 4)), (torch.float32,)), ((ROWS, ROWS, ROWS, None, (2, 4)), (None,)),
         ((ROWS, None, ROWS, (6,), (2, 4)), (torch.float16,)), (((0, 6), None, (0, 6), (6,), (2, 0)), (torch.float32,)),
+        (((0, 6), None, (0, 6), (6,), (2, 0)), (None,)),
     ],
 }  # fmt: skip
 
@@ -373,10 +374,14 @@ def test_every_operator_is_checked():
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "stepped"])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operators_keep_pytorchs_rules(name, layout):
+def test_operators_keep_pytorchs_rules(dtype, name, layout):
     """torch.library.opcheck: the schema is kept, and what is promised to the compiler of a result is what comes."""
     for shapes, rest in OPERATORS[name]:
-        tensors = [None if shape is None else tensor(shape, torch.float32, layout, seed=i) for i, shape in enumerate(shapes)]
+        # The last tensor of a layer norm's backward pass is its statistics, in float32 always.
+        types = [dtype] * (len(shapes) - 1) + [torch.float32 if name == "layer_norm_backward" else dtype]
+        tensors = [
+            None if shape is None else tensor(shape, of, layout, seed=i) for i, (shape, of) in enumerate(zip(shapes, types))
+        ]
         torch.library.opcheck(getattr(torch.ops.vitcourse, name).default, (*tensors, *rest))
 
 

@@ -679,6 +679,24 @@ def test_gelu_of_large_numbers(dtype):
     check_gelu(x, "tanh")
 
 
+def test_the_approximate_gelu_is_good_to_bfloat16(monkeypatch):
+    """bfloat16's form computed in float32, so that its own error shows, and shows where there is no bfloat16."""
+    monkeypatch.setattr(GELU, "_form", lambda approximate, dtype: "fast")
+    x = torch.linspace(-30, 30, 24_001, device=runtime.DEVICE)
+    x = torch.cat([x, torch.tensor([0.0, -0.0, 1e4, -1e4, 3e38, -3e38], device=x.device)]).requires_grad_()
+    result = call(kernels.gelu, x)
+    (gradient,) = torch.autograd.grad(result, x, torch.ones_like(x))
+    wide = x.detach().double().requires_grad_()
+    reference = F.gelu(wide)
+    (slope,) = torch.autograd.grad(reference, wide, torch.ones_like(wide))
+    # A third of bfloat16's eps, of the result itself down to where Phi is 1e-6, and of what the slope is made of.
+    third = torch.finfo(torch.bfloat16).eps / 3
+    torch.testing.assert_close(result.double(), reference, rtol=third, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), slope, rtol=third, atol=third)
+    special = kernels.gelu(torch.tensor([NAN, INF, -INF], device=x.device)).tolist()
+    assert math.isnan(special[0]) and special[1] == INF and math.isnan(special[2])  # -inf * 0, as in PyTorch
+
+
 @pytest.mark.parametrize("widest", [None, 16], ids=["narrow", "wide"])
 def test_softmax_of_special_rows(dtype, widest):
     other = [0.5] * 27
