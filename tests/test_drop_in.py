@@ -307,7 +307,8 @@ def test_compile_has_no_graph_break(name, backend, fresh_dynamo):
     for dtype in runtime.DTYPES[:2]:
         inputs = sample(shapes, dtype)
         for found, expected in zip(with_gradients(compiled, inputs), with_gradients(around, inputs)):
-            assert found.dtype == expected.dtype and found.stride() == expected.stride()
+            assert found.dtype == expected.dtype
+            assert found.stride() == expected.stride() or backend == "inductor"  # which may choose others for a gradient
             torch.testing.assert_close(found, expected)
     with torch.no_grad():
         for found, expected in zip(compiled(*inputs), around(*inputs)):
