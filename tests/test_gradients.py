@@ -92,9 +92,11 @@ def check_add(a, b, **how):
 
 def check_gelu(x, approximate="none", **how):
     def terms(grad, input) -> Terms:
-        # Phi(x) + x * phi(x) cancels near -0.75. In bfloat16 Phi is an approximation, good to a third of its eps.
+        # Phi(x) + x * phi(x) cancels near -0.75. In bfloat16 Phi is an approximation, good to a third of its rounding. And a
+        # rounding of phi's exponent, x^2 / 2, which a GPU's exponential begins with, is that many times as large in phi.
         x = input.masked_fill(input.isinf(), 0.0)
-        slope = torch.special.ndtr(x) + x.abs() * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        exponent = x * x / 2
+        slope = torch.special.ndtr(x) + x.abs() * (1 + exponent) * torch.exp(-exponent) / math.sqrt(2 * math.pi)
         size = largest(grad * slope)
         return {"input": (size if dtype == torch.bfloat16 else 0.0, size)}
 
@@ -555,10 +557,7 @@ def test_a_second_derivative_is_refused(name):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_gradients_add_up_over_two_backward_passes(name, request):
-    if name == "layer norm of a sum":
-        reason = "input.grad and residual.grad are one piece of memory where both are leaves, and the second pass adds twice"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_gradients_add_up_over_two_backward_passes(name):
     function, shapes = SAMPLES[name]
     inputs = [tensor(shape, torch.float32, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
 
@@ -637,8 +636,8 @@ def test_past_two_to_the_31_elements():
     weight, bias = (tensor((columns,), torch.float16, seed=i) for i in range(2))
 
     for ours, theirs in (
-        (kernels.relu, F.relu),
-        (kernels.gelu, F.gelu),
+        (lambda x: kernels.relu(x), lambda x: F.relu(x)),
+        (lambda x: kernels.gelu(x), lambda x: F.gelu(x)),
         (lambda x: kernels.softmax(x, -1), lambda x: x.softmax(-1)),
         (lambda x: kernels.add(x, x[0].detach()), lambda x: x + 0.0),
     ):

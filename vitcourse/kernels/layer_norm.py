@@ -288,27 +288,36 @@ def _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype):
     return input_grad, sum_middle(partials, dtype).view(2, columns)
 
 
+def _as_rows(size: tuple[int, int], *tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """Each tensor as (rows, columns): a view where its rows are evenly spaced, else a copy."""
+    return [None if tensor is None else tensor.reshape(size) for tensor in tensors]
+
+
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, residual, weight, bias, eps, dtype):
-        output, total, statistics = _layer_norm(x, residual, weight, bias, eps, dtype, True)
-        ctx.save_for_backward(x if residual is None else total, weight, statistics)
+    def forward(ctx, input, residual, weight, bias, eps, dtype, size):
+        x, r = _as_rows(size, input, residual)
+        output, total, statistics = _layer_norm(x, r, weight, bias, eps, dtype, True)
+        ctx.save_for_backward(x if r is None else total, weight, statistics)
         ctx.dtypes, ctx.shapes = zip(*((t.dtype, t.shape) if t is not None else (None, None) for t in (weight, bias)))
         ctx.set_materialize_grads(False)
-        return output, total if residual is not None else None
+        return output.view(input.shape), None if r is None else total.view(input.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, total_grad):
         x, weight, statistics = ctx.saved_tensors
-        needs_x, needs_residual, *needs_sums, _, _ = ctx.needs_input_grad
+        needs_input, needs_residual, *needs_sums = ctx.needs_input_grad[:4]
         if grad is None:  # nothing but the sum was used
-            return total_grad, total_grad, None, None, None, None
+            return total_grad, total_grad, None, None, None, None, None
         dtypes = [dtype for dtype, needed in zip(ctx.dtypes, needs_sums) if needed]
         dtype = torch.promote_types(dtypes[0], dtypes[-1]) if dtypes else None
-        x_grad, sums = _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype)
+        rows = _as_rows(x.shape, grad, total_grad)
+        x_grad, sums = _layer_norm_backward(*rows, x, weight, statistics, dtype)
+        # One tensor for both, and not two views of it: autograd copies what it would keep twice, but only if it can tell.
+        x_grad = x_grad.view(grad.shape)
         weight_grad, bias_grad = (sums[i].to(ctx.dtypes[i]).view(ctx.shapes[i]) if needs_sums[i] else None for i in (0, 1))
-        return x_grad if needs_x else None, x_grad if needs_residual else None, weight_grad, bias_grad, None, None
+        return x_grad if needs_input else None, x_grad if needs_residual else None, weight_grad, bias_grad, None, None, None
 
 
 def layer_norm(
@@ -344,12 +353,10 @@ def layer_norm(
     if residual is not None and residual.dtype != input.dtype:
         raise TypeError(f"layer_norm: residual is {residual.dtype} and input is {input.dtype}; one type for both is accepted")
     dtype = torch.float32 if autocast_to_float32(input) else input.dtype
-    rows, columns = (math.prod(sizes) for sizes in (input.shape[: input.ndim - len(shape)], shape))
-    x = input.reshape(rows, columns)  # a view where the rows are evenly spaced, else a copy
-    r = None if residual is None else residual.reshape(rows, columns)
+    size = math.prod(input.shape[: input.ndim - len(shape)]), math.prod(shape)
     if needs_gradient(input, residual, weight, bias):
-        output, total = _LayerNorm.apply(x, r, weight, bias, eps, dtype)
+        output, total = _LayerNorm.apply(input, residual, weight, bias, eps, dtype, size)
     else:
-        output, total, _ = _layer_norm(x, r, weight, bias, eps, dtype, False)
-    output = output.view(input.shape)
-    return output if residual is None else (output, total.view(input.shape))
+        output, total, _ = _layer_norm(*_as_rows(size, input, residual), weight, bias, eps, dtype, False)
+        output, total = output.view(input.shape), total if residual is None else total.view(input.shape)
+    return output if residual is None else (output, total)

@@ -40,20 +40,19 @@ def sum_middle(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     output = torch.empty((outer, inner), dtype=dtype, device=input.device)
     if kept == 0:
         return output
-    block_kept, num_warps = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1))), 4
-    if inner > 1 and reduced <= 2048 and kept <= 256 * WIDE:
-        block_kept, num_warps = NARROW, 8
-    elif inner > 1:
-        block_kept = min(max(block_kept, WIDE), 16 * WIDE)
+    few = inner > 1 and reduced <= 2048 and kept <= 256 * WIDE  # sums, with few terms
+    block_kept = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1)))
+    if inner > 1:
+        block_kept = NARROW if few else min(max(block_kept, WIDE), 16 * WIDE)
     block_kept = min(triton.next_power_of_2(kept), block_kept)
     block_reduced = min(triton.next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
     kept_blocks = triton.cdiv(kept, block_kept)
     splits = 1
-    if DEVICE.type == "cuda" and block_kept != NARROW:  # for four programs a multiprocessor, each with two blocks of terms
+    if DEVICE.type == "cuda" and not few:  # for four programs a multiprocessor, each with two blocks of terms
         splits = max(1, min(triton.cdiv(reduced, 2 * block_reduced), 4 * multiprocessors() // kept_blocks))
     target = output if splits == 1 else torch.empty((1, splits, kept), dtype=torch.float32, device=input.device)
     sum_kernel[(kept_blocks * splits,)](
-        input, target, kept, reduced, inner, splits, BLOCK_REDUCED=block_reduced, BLOCK_KEPT=block_kept, num_warps=num_warps
+        input, target, kept, reduced, inner, splits, BLOCK_REDUCED=block_reduced, BLOCK_KEPT=block_kept, num_warps=8 if few else 4
     )
     return output if splits == 1 else sum_middle(target, dtype).view(outer, inner)
 
