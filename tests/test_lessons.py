@@ -25,8 +25,20 @@ def copy(x, stride=1, block=4):
     return output
 
 
-def row(provider: str, size: int, gigabytes: float) -> measure.Measurement:
-    times = (12 * size / gigabytes / 1e6,) * 3
+@triton.jit
+def read_rows_kernel(x_ptr, row_ptr, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * 2 + tl.arange(0, 2)[:, None]
+    column = tl.arange(0, BLOCK)
+    tl.load(x_ptr + row * columns + column[None, :], mask=(column < columns)[None, :])
+    tl.load(row_ptr + column, mask=column < columns)
+
+
+def read_rows(x, row):
+    read_rows_kernel[(len(x) // 2,)](x, row, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]))
+
+
+def row(provider: str, size: int | str, gigabytes: float) -> measure.Measurement:
+    times = (1.0 if isinstance(size, str) else 12 * size / gigabytes / 1e6,) * 3
     return measure.Measurement(
         provider, "float32", str(size), 1, *times, "GB/s", gigabytes, 4200.0, gigabytes / 42, "a GPU", "2", "3", "2026-01-01"
     )
@@ -76,7 +88,25 @@ def test_a_table_has_a_line_a_place_and_a_column_a_provider():
     lines = timing.table([row("ours", 1024, 20.0), row("torch", 1024, 10.0), row("ours", 2**20, 2100.0)], "elements").splitlines()
     assert lines[0].split() == ["elements", "ours", "torch"]
     assert "20 GB/s" in lines[1] and "10 GB/s" in lines[1]
-    assert lines[2].startswith("   1,048,576") and "( 50 %)" in lines[2] and lines[2].rstrip().endswith("-")
+    assert lines[2].startswith("     1,048,576") and "( 50 %)" in lines[2] and lines[2].rstrip().endswith("-")
+
+
+def test_a_wide_table_leaves_the_metric_out_and_a_shape_is_spelled_out():
+    rows = [row(f"provider {index}", "256x197x768", 20.0) for index in range(4)]
+    head, line = timing.table(rows).splitlines()
+    assert line.startswith("256 x 197 x 768") and "GB/s" not in line and len(head) == len(line) <= 110
+
+
+def test_an_operation_is_told_with_its_shares():
+    told = cost.share("gelu", measure.ceilings(gpu="NVIDIA H200"))
+    assert told.startswith("gelu: 12 calls of (50432, 3072); 0.16 % of the FLOPs, 20.6 % of the bytes")
+
+
+def test_matrices_say_who_touches_what(shown):
+    figures.matrices(trace.record(read_rows, torch.randn(4, 3), torch.randn(3)), {"x_ptr": "x", "row_ptr": "row"})
+    ((_, alt),) = shown
+    assert "of 2" in alt and "x (4, 3): 12 elements read, each by one program" in alt
+    assert "row (3,): 3 elements read, each by up to 2 programs" in alt
 
 
 def test_tiles_say_who_owns_what(shown):
@@ -99,13 +129,14 @@ def test_every_figure_is_drawn_with_a_text(shown, tmp_path):
     figures.roofline(ceilings, cost.operations(batch=256))
     figures.bandwidth([row(name, size, size / 1e3) for name in ("ours", "torch") for size in (4096, 2**20)], title="Copy")
     figures.speeds(measure.read("vit_forward", "NVIDIA H200"), batch=8)
-    assert len(shown) == 5 and "Marked: gelu" in shown[1][1]
+    figures.curves([0.0, 1.0, 2.0], {"a line": [0.0, 1.0, 2.0], "a parabola": [0.0, 1.0, 4.0]}, "Two functions", log=True)
+    assert len(shown) == 6 and "Marked: gelu" in shown[1][1]
     for data, alt in shown:
         (tmp_path / "figure.png").write_bytes(data)
         picture = Image.open(tmp_path / "figure.png").convert("L")
         assert picture.width > 900 and picture.getextrema()[0] < 80 and len(alt) > 40
     figures.bandwidth([])
-    assert len(shown) == 5  # nothing recorded, nothing drawn
+    assert len(shown) == 6  # nothing recorded, nothing drawn
 
 
 def test_the_look_at_the_machine_finds_what_is_missing(capsys, monkeypatch):

@@ -69,7 +69,7 @@ def kernel_milliseconds(function: Callable[[], object], rep: int = 50) -> tuple[
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(200, max(10, int(rep / estimate))))]
     for start, end in events:
         cache.zero_()
-        torch.cuda._sleep(400_000)  # clock cycles: about 0.2 ms, longer than the host takes for a launch or two
+        torch.cuda._sleep(1_000_000)  # clock cycles: about 0.5 ms, several times what the host takes for a backward pass
         start.record()
         function()
         end.record()

@@ -43,7 +43,7 @@ def sum_middle(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     few = inner > 1 and reduced <= 2048 and kept <= 256 * WIDE  # sums, with few terms
     block_kept = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1)))
     if inner > 1:
-        block_kept = NARROW if few else min(max(block_kept, WIDE), 16 * WIDE)
+        block_kept = NARROW if few else WIDE
     block_kept = min(triton.next_power_of_2(kept), block_kept)
     block_reduced = min(triton.next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
     kept_blocks = triton.cdiv(kept, block_kept)
