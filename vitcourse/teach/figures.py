@@ -234,7 +234,7 @@ def bandwidth(rows: Sequence[measure.Measurement], title: str = "") -> None:
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, None)
         axes.set(xlabel="elements", ylabel="GB/s (bytes read and written)", title=title)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))  # the lines rise from the lower left
         _finish(axes, rows)
     show(figure, f"{title or 'Bandwidth'} on {rows[0].gpu}: " + "; ".join(notes) + f"; the copy reaches {ceiling:,.0f} GB/s.")
 
