@@ -4,6 +4,16 @@ A program owns BLOCK_M queries of one head. It walks over the keys and values BL
 the largest score so far, the sum of exponentials and the weighted sum of values, rescaling them whenever a larger score
 turns up (FlashAttention-2, Dao, arXiv 2307.08691). Operands are read where they lie, by their strides: packed queries,
 keys and values of a ViT need no copy, and the result is laid out as tokens.
+
+Backward (section 3.2 there) computes the probabilities P again, a block at a time, from the scores S = scale * Q @ K.T and one
+number a query that the forward kernel has kept, the logarithm of its sum of exponentials L:
+
+    P = exp(S - L)      dV = P.T @ dO      dP = dO @ V.T      delta = sum(dO * O, -1)      dS = P * (dP - delta)
+    dQ = scale * dS @ K      dK = scale * dS.T @ Q
+
+Two kernels share the work so that nothing is added up between programs, and every run gives the same bits. In the first a
+program owns BLOCK_M queries as above: it takes their delta, walks over the keys, and writes delta and dQ. In the second a
+program owns BLOCK_N keys, walks over the queries that see them, BLOCK_M at a time, and writes dK and dV.
 """
 
 import functools
@@ -13,19 +23,19 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, Configs, check_forward_only, dot_precision, multiprocessors
+from ..runtime import INTERPRETER, Config, Configs, check_tensors, dot_precision, multiprocessors, needs_gradient, operator
 
 LARGEST_HEAD = 256
 
 
 @triton.jit
 def attention_kernel(
-    query_ptr, key_ptr, value_ptr, output_ptr, scale, heads, queries, keys,
+    query_ptr, key_ptr, value_ptr, output_ptr, logsumexp_ptr, scale, heads, queries, keys,
     query_batch_stride, query_head_stride, query_row_stride, query_column_stride,
     key_batch_stride, key_head_stride, key_row_stride, key_column_stride,
     value_batch_stride, value_head_stride, value_row_stride, value_column_stride,
     output_batch_stride, output_head_stride, output_row_stride,
-    head_size, value_size, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    head_size, value_size, CAUSAL: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(queries, BLOCK_M)
@@ -76,6 +86,137 @@ def attention_kernel(
 
     out_mask = m_mask[:, None] & (v < value_size)[None, :]
     tl.store(output_ptr + m64[:, None] * output_row_stride + v[None, :], accumulator / total[:, None], mask=out_mask)
+    if SAVE:  # to base 2, as the scores are here
+        tl.store(logsumexp_ptr + (batch * heads + head) * queries + m64, maximum + tl.log2(total), mask=m_mask)
+
+
+@triton.jit
+def attention_query_backward_kernel(
+    grad_ptr, query_ptr, key_ptr, value_ptr, output_ptr, logsumexp_ptr, delta_ptr, query_grad_ptr, scale, heads, queries, keys,
+    grad_batch_stride, grad_head_stride, grad_row_stride, grad_column_stride,
+    query_batch_stride, query_head_stride, query_row_stride, query_column_stride,
+    key_batch_stride, key_head_stride, key_row_stride, key_column_stride,
+    value_batch_stride, value_head_stride, value_row_stride, value_column_stride,
+    output_batch_stride, output_head_stride, output_row_stride, output_column_stride,
+    query_grad_batch_stride, query_grad_head_stride, query_grad_row_stride,
+    head_size, value_size, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(queries, BLOCK_M)
+    first = (tl.program_id(0) % blocks) * BLOCK_M
+    head = (tl.program_id(0) // blocks % heads).to(tl.int64)
+    batch = (tl.program_id(0) // blocks // heads).to(tl.int64)
+    grad_ptr += batch * grad_batch_stride + head * grad_head_stride
+    query_ptr += batch * query_batch_stride + head * query_head_stride
+    key_ptr += batch * key_batch_stride + head * key_head_stride
+    value_ptr += batch * value_batch_stride + head * value_head_stride
+    output_ptr += batch * output_batch_stride + head * output_head_stride
+    query_grad_ptr += batch * query_grad_batch_stride + head * query_grad_head_stride
+    statistics = (batch * heads + head) * queries
+
+    m = first + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    v = tl.arange(0, BLOCK_V)
+    m_mask = m < queries
+    m64 = m.to(tl.int64)
+    q_mask = m_mask[:, None] & (d < head_size)[None, :]
+    o_mask = m_mask[:, None] & (v < value_size)[None, :]
+    q = tl.load(query_ptr + m64[:, None] * query_row_stride + d[None, :] * query_column_stride, mask=q_mask, other=0.0)
+    grad = tl.load(grad_ptr + m64[:, None] * grad_row_stride + v[None, :] * grad_column_stride, mask=o_mask, other=0.0)
+    output = tl.load(output_ptr + m64[:, None] * output_row_stride + v[None, :] * output_column_stride, mask=o_mask, other=0.0)
+    delta = tl.sum(grad.to(tl.float32) * output.to(tl.float32), axis=1)
+    tl.store(delta_ptr + statistics + m64, delta, mask=m_mask)
+    logsumexp = tl.load(logsumexp_ptr + statistics + m64, mask=m_mask, other=0.0)
+
+    base2_scale = scale * 1.4426950408889634
+    accumulator = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    last = keys
+    if CAUSAL:
+        last = tl.minimum(keys, first + BLOCK_M)
+    for start in range(0, last, BLOCK_N):
+        column = start + n
+        rows = column.to(tl.int64)
+        k_mask = (column < keys)[:, None] & (d < head_size)[None, :]
+        v_mask = (column < keys)[:, None] & (v < value_size)[None, :]
+        k = tl.load(key_ptr + rows[:, None] * key_row_stride + d[None, :] * key_column_stride, mask=k_mask, other=0.0)
+        values = tl.load(value_ptr + rows[:, None] * value_row_stride + v[None, :] * value_column_stride, mask=v_mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * base2_scale
+        # Where every score is far below 0, a key past the end, which scores 0, would count for infinity.
+        visible = (column < keys)[None, :]
+        if CAUSAL:
+            visible = visible & (column[None, :] <= m[:, None])
+        p = tl.exp2(tl.where(visible, scores, -float("inf")) - logsumexp[:, None])
+        p_grad = tl.dot(grad, tl.trans(values), input_precision=PRECISION)
+        score_grad = p * (p_grad - delta[:, None])
+        accumulator = tl.dot(score_grad.to(k.dtype), k, accumulator, input_precision=PRECISION)
+
+    row = query_grad_ptr + m64[:, None] * query_grad_row_stride
+    tl.store(row + d[None, :], accumulator * scale, mask=q_mask)
+
+
+@triton.jit
+def attention_key_backward_kernel(
+    grad_ptr, query_ptr, key_ptr, value_ptr, logsumexp_ptr, delta_ptr, key_grad_ptr, value_grad_ptr, scale, heads, queries, keys,
+    grad_batch_stride, grad_head_stride, grad_row_stride, grad_column_stride,
+    query_batch_stride, query_head_stride, query_row_stride, query_column_stride,
+    key_batch_stride, key_head_stride, key_row_stride, key_column_stride,
+    value_batch_stride, value_head_stride, value_row_stride, value_column_stride,
+    key_grad_batch_stride, key_grad_head_stride, key_grad_row_stride,
+    value_grad_batch_stride, value_grad_head_stride, value_grad_row_stride,
+    head_size, value_size, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    blocks = tl.cdiv(keys, BLOCK_N)
+    first = (tl.program_id(0) % blocks) * BLOCK_N
+    head = (tl.program_id(0) // blocks % heads).to(tl.int64)
+    batch = (tl.program_id(0) // blocks // heads).to(tl.int64)
+    grad_ptr += batch * grad_batch_stride + head * grad_head_stride
+    query_ptr += batch * query_batch_stride + head * query_head_stride
+    key_ptr += batch * key_batch_stride + head * key_head_stride
+    value_ptr += batch * value_batch_stride + head * value_head_stride
+    key_grad_ptr += batch * key_grad_batch_stride + head * key_grad_head_stride
+    value_grad_ptr += batch * value_grad_batch_stride + head * value_grad_head_stride
+    statistics = (batch * heads + head) * queries
+
+    n = first + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    v = tl.arange(0, BLOCK_V)
+    n64 = n.to(tl.int64)
+    k_mask = (n < keys)[:, None] & (d < head_size)[None, :]
+    v_mask = (n < keys)[:, None] & (v < value_size)[None, :]
+    k = tl.load(key_ptr + n64[:, None] * key_row_stride + d[None, :] * key_column_stride, mask=k_mask, other=0.0)
+    values = tl.load(value_ptr + n64[:, None] * value_row_stride + v[None, :] * value_column_stride, mask=v_mask, other=0.0)
+
+    base2_scale = scale * 1.4426950408889634
+    key_grad = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    value_grad = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+    start_at = 0
+    if CAUSAL:
+        start_at = first  # the queries before the block's first key see none of its keys
+    for start in range(start_at, queries, BLOCK_M):
+        row = start + m
+        rows = row.to(tl.int64)
+        q_mask = (row < queries)[:, None] & (d < head_size)[None, :]
+        g_mask = (row < queries)[:, None] & (v < value_size)[None, :]
+        q = tl.load(query_ptr + rows[:, None] * query_row_stride + d[None, :] * query_column_stride, mask=q_mask, other=0.0)
+        grad = tl.load(grad_ptr + rows[:, None] * grad_row_stride + v[None, :] * grad_column_stride, mask=g_mask, other=0.0)
+        # A query past the end scores 0 - 0, so P is 1 there: it counts for nothing because its dO, delta and Q are 0.
+        logsumexp = tl.load(logsumexp_ptr + statistics + rows, mask=row < queries, other=0.0)
+        delta = tl.load(delta_ptr + statistics + rows, mask=row < queries, other=0.0)
+        # Scores are transposed here, keys by queries. A key past the end is a row of its own, which is not stored.
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * base2_scale
+        if CAUSAL:
+            scores = tl.where(n[:, None] <= row[None, :], scores, -float("inf"))
+        p = tl.exp2(scores - logsumexp[None, :])
+        value_grad = tl.dot(p.to(grad.dtype), grad, value_grad, input_precision=PRECISION)
+        p_grad = tl.dot(values, tl.trans(grad), input_precision=PRECISION)
+        score_grad = p * (p_grad - delta[None, :])
+        key_grad = tl.dot(score_grad.to(q.dtype), q, key_grad, input_precision=PRECISION)
+
+    tl.store(key_grad_ptr + n64[:, None] * key_grad_row_stride + d[None, :], key_grad * scale, mask=k_mask)
+    tl.store(value_grad_ptr + n64[:, None] * value_grad_row_stride + v[None, :], value_grad, mask=v_mask)
 
 
 def _shared_bytes(config: Config, itemsize: int) -> int:
@@ -109,9 +250,174 @@ def _configs(block_d: int, block_v: int) -> Configs:
     )
 
 
+def _backward_shared_bytes(config: Config, itemsize: int) -> int:
+    return 0
+
+
+@functools.cache
+def _backward_configs(owner: str, block_d: int, block_v: int) -> Configs:
+    """For the kernel whose programs own a block of `owner`, "query" or "key", and walk over blocks of the other."""
+
+    def config(owned: int, step: int, warps: int, stages: int) -> Config:
+        m, n = (owned, step) if owner == "query" else (step, owned)
+        return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "BLOCK_V": block_v}, num_warps=warps, num_stages=stages)
+
+    # Two tiles of probabilities and of their gradients and one or two accumulators: fewer registers are left than forward.
+    usual = [config(64, 32, 4, 2), config(64, 64, 4, 2), config(128, 32, 8, 2), config(128, 64, 8, 2), config(64, 32, 4, 3)]
+    wide = [config(64, 32, 8, 2), config(64, 64, 8, 1), config(128, 32, 8, 1)]
+    small = [config(32, 32, 4, 1), config(16, 16, 4, 1)]
+    return Configs(
+        f"attention {owner} backward {block_d} {block_v}",
+        candidates=[*(usual if max(block_d, block_v) <= 64 else wide), *small],
+        shared_bytes=_backward_shared_bytes,
+    )
+
+
 def _shape_class(batch: int, heads: int, queries: int) -> str:
-    """Whether blocks of 128 queries keep every multiprocessor busy with two programs."""
+    """Whether blocks of 128 queries (or keys) keep every multiprocessor busy with two programs."""
     return "many" if batch * heads * triton.cdiv(queries, 128) >= 2 * multiprocessors() else "few"
+
+
+def _blocks(head_size: int, value_size: int) -> tuple[int, int]:
+    """BLOCK_D and BLOCK_V: a head in one block, and no less than a matrix product on tensor cores takes."""
+    return max(16, triton.next_power_of_2(head_size)), max(16, triton.next_power_of_2(value_size))
+
+
+def _interpreted(queries: int, keys: int, block_d: int, block_v: int) -> Config:
+    m, n = (min(max(16, triton.next_power_of_2(size)), 256) for size in (queries, keys))
+    return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "BLOCK_V": block_v})
+
+
+def _as_tokens(like: torch.Tensor, batch: int, heads: int, rows: int, columns: int) -> torch.Tensor:
+    """An empty (batch, heads, rows, columns) that lies in memory as (batch, rows, heads, columns)."""
+    return torch.empty((batch, rows, heads, columns), dtype=like.dtype, device=like.device).transpose(1, 2)
+
+
+def _fake(query, key, value, scale, causal, save):
+    batch, heads, queries, _ = query.shape
+    output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
+    return output, query.new_empty((batch, heads, queries if save else 0), dtype=torch.float32)
+
+
+@operator(
+    "attention(Tensor query, Tensor key, Tensor value, float? scale, bool causal, bool save) -> (Tensor, Tensor)",
+    _fake,
+)
+def _attention(query, key, value, scale, causal, save):
+    """The result, and if `save` the logarithm to base 2 of every query's sum of exponentials, else an empty tensor."""
+    batch, heads, queries, head_size = query.shape
+    keys, value_size = value.shape[2:]
+    output = _as_tokens(query, batch, heads, queries, value_size)
+    logsumexp = torch.empty((batch, heads, queries if save else 0), dtype=torch.float32, device=query.device)
+    if keys == 0 or output.numel() == 0:
+        return output.zero_(), logsumexp.zero_()  # which backward does not read then
+    scale = 1.0 / math.sqrt(head_size) if scale is None else scale
+    block_d, block_v = _blocks(head_size, value_size)
+
+    def launch(config: Config) -> None:
+        attention_kernel[(batch * heads * triton.cdiv(queries, config.blocks["BLOCK_M"]),)](
+            query, key, value, output, logsumexp if save else None, scale, heads, queries, keys,
+            *query.stride(), *key.stride(), *value.stride(), *output.stride()[:3], head_size, value_size,
+            CAUSAL=causal, SAVE=save, PRECISION=dot_precision(query.dtype), **config.options(),
+        )  # fmt: skip
+
+    if INTERPRETER:
+        launch(_interpreted(queries, keys, block_d, block_v))
+    else:
+        launch(_configs(block_d, block_v).choose(_shape_class(batch, heads, queries), query.dtype, launch))
+    return output, logsumexp
+
+
+def _query_backward_fake(grad, query, key, value, output, logsumexp, scale, causal):
+    batch, heads, queries, head_size = query.shape
+    return query.new_empty((batch, queries, heads, head_size)).transpose(1, 2), torch.empty_like(logsumexp)
+
+
+@operator(
+    "attention_query_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp,"
+    " float? scale, bool causal) -> (Tensor, Tensor)",
+    _query_backward_fake,
+)
+def _attention_query_backward(grad, query, key, value, output, logsumexp, scale, causal):
+    """The gradient of the queries, which lies as tokens, and delta, which the gradient of the keys needs."""
+    batch, heads, queries, head_size = query.shape
+    keys, value_size = value.shape[2:]
+    query_grad = _as_tokens(query, batch, heads, queries, head_size)
+    delta = torch.empty_like(logsumexp)
+    if keys == 0 or grad.numel() == 0:
+        return query_grad.zero_(), delta.zero_()
+    scale = 1.0 / math.sqrt(head_size) if scale is None else scale
+    block_d, block_v = _blocks(head_size, value_size)
+
+    def launch(config: Config) -> None:
+        attention_query_backward_kernel[(batch * heads * triton.cdiv(queries, config.blocks["BLOCK_M"]),)](
+            grad, query, key, value, output, logsumexp, delta, query_grad, scale, heads, queries, keys,
+            *grad.stride(), *query.stride(), *key.stride(), *value.stride(), *output.stride(), *query_grad.stride()[:3],
+            head_size, value_size, CAUSAL=causal, PRECISION=dot_precision(query.dtype), **config.options(),
+        )  # fmt: skip
+
+    if INTERPRETER:
+        launch(_interpreted(queries, keys, block_d, block_v))
+    else:
+        configs = _backward_configs("query", block_d, block_v)
+        launch(configs.choose(_shape_class(batch, heads, queries), query.dtype, launch))
+    return query_grad, delta
+
+
+def _key_backward_fake(grad, query, key, value, logsumexp, delta, scale, causal):
+    batch, heads, keys, head_size = key.shape
+    key_grad, value_grad = (key.new_empty((batch, keys, heads, size)).transpose(1, 2) for size in (head_size, value.shape[3]))
+    return key_grad, value_grad
+
+
+@operator(
+    "attention_key_backward(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor logsumexp, Tensor delta,"
+    " float? scale, bool causal) -> (Tensor, Tensor)",
+    _key_backward_fake,
+)
+def _attention_key_backward(grad, query, key, value, logsumexp, delta, scale, causal):
+    """The gradients of keys and values, which lie as tokens."""
+    batch, heads, queries, head_size = query.shape
+    keys, value_size = value.shape[2:]
+    key_grad = _as_tokens(key, batch, heads, keys, head_size)
+    value_grad = _as_tokens(value, batch, heads, keys, value_size)
+    if keys == 0 or grad.numel() == 0:
+        return key_grad.zero_(), value_grad.zero_()
+    scale = 1.0 / math.sqrt(head_size) if scale is None else scale
+    block_d, block_v = _blocks(head_size, value_size)
+
+    def launch(config: Config) -> None:
+        attention_key_backward_kernel[(batch * heads * triton.cdiv(keys, config.blocks["BLOCK_N"]),)](
+            grad, query, key, value, logsumexp, delta, key_grad, value_grad, scale, heads, queries, keys,
+            *grad.stride(), *query.stride(), *key.stride(), *value.stride(), *key_grad.stride()[:3], *value_grad.stride()[:3],
+            head_size, value_size, CAUSAL=causal, PRECISION=dot_precision(query.dtype), **config.options(),
+        )  # fmt: skip
+
+    if INTERPRETER:
+        launch(_interpreted(queries, keys, block_d, block_v))
+    else:
+        configs = _backward_configs("key", block_d, block_v)
+        launch(configs.choose(_shape_class(batch, heads, keys), query.dtype, launch))
+    return key_grad, value_grad
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, scale, causal):
+        output, logsumexp = _attention(query, key, value, scale, causal, True)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        ctx.scale, ctx.causal = scale, causal
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        query, key, value, output, logsumexp = ctx.saved_tensors
+        query_grad, delta = _attention_query_backward(grad, query, key, value, output, logsumexp, ctx.scale, ctx.causal)
+        key_grad = value_grad = None
+        if any(ctx.needs_input_grad[1:3]):
+            key_grad, value_grad = _attention_key_backward(grad, query, key, value, logsumexp, delta, ctx.scale, ctx.causal)
+        return query_grad, key_grad, value_grad, None, None
 
 
 def scaled_dot_product_attention(
@@ -129,9 +435,18 @@ def scaled_dot_product_attention(
     query: (batch, heads, queries, head_size); key: (batch, heads, keys, head_size); value: (batch, heads, keys, value_size);
     any strides, head sizes up to 256. scale is 1/sqrt(head_size) unless given. is_causal: query i sees keys 0 to i.
     attn_mask, dropout_p and enable_gqa are not supported. The result is (batch, heads, queries, value_size) and lies in
-    memory as (batch, queries, heads, value_size), so `result.transpose(1, 2).flatten(2)` is a view of tokens.
+    memory as (batch, queries, heads, value_size), so `result.transpose(1, 2).flatten(2)` is a view of tokens. So does every
+    gradient, (batch, tokens, heads, size). Under autocast float32 is converted to autocast's type first, as in PyTorch.
     """
-    check_forward_only("scaled_dot_product_attention", query=query, key=key, value=value)
+    check_tensors("scaled_dot_product_attention", query=query, key=key, value=value)
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = (tensor.to(torch.get_autocast_dtype(query.device.type)) for tensor in (query, key, value))
+        check_tensors("scaled_dot_product_attention", query=query, key=key, value=value)
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise TypeError(
+                f"scaled_dot_product_attention: {name} is {tensor.dtype} and query is {query.dtype}; one type for all is accepted"
+            )
     for name, given in (("attn_mask", attn_mask is not None), ("dropout_p", dropout_p != 0), ("enable_gqa", enable_gqa)):
         if given:
             raise ValueError(f"scaled_dot_product_attention: {name} is not supported")
@@ -144,26 +459,8 @@ def scaled_dot_product_attention(
     ):
         accepted = "(batch, heads, queries, head_size), (batch, heads, keys, head_size), (batch, heads, keys, value_size)"
         raise ValueError(f"scaled_dot_product_attention: {shapes}; accepted: {accepted}")
-    batch, heads, queries, head_size = query.shape
-    keys, value_size = value.shape[2:]
-    if not 0 < head_size <= LARGEST_HEAD or value_size > LARGEST_HEAD:
+    if not 0 < query.shape[3] <= LARGEST_HEAD or value.shape[3] > LARGEST_HEAD:
         raise ValueError(f"scaled_dot_product_attention: {shapes}; head sizes from 1 to {LARGEST_HEAD} are accepted")
-    output = torch.empty((batch, queries, heads, value_size), dtype=query.dtype, device=query.device).transpose(1, 2)
-    if keys == 0 or output.numel() == 0:
-        return output.zero_()
-    scale = 1.0 / math.sqrt(head_size) if scale is None else scale
-    block_d, block_v = (max(16, triton.next_power_of_2(size)) for size in (head_size, value_size))
-
-    def launch(config: Config) -> None:
-        attention_kernel[(batch * heads * triton.cdiv(queries, config.blocks["BLOCK_M"]),)](
-            query, key, value, output, scale, heads, queries, keys,
-            *query.stride(), *key.stride(), *value.stride(), *output.stride()[:3], head_size, value_size,
-            CAUSAL=is_causal, PRECISION=dot_precision(query.dtype), **config.options(),
-        )  # fmt: skip
-
-    if INTERPRETER:
-        m, n = (min(max(16, triton.next_power_of_2(size)), 256) for size in (queries, keys))
-        launch(Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "BLOCK_V": block_v}))
-        return output
-    launch(_configs(block_d, block_v).choose(_shape_class(batch, heads, queries), query.dtype, launch))
-    return output
+    if needs_gradient(query, key, value):
+        return _Attention.apply(query, key, value, scale, is_causal)
+    return _attention(query, key, value, scale, is_causal, False)[0]
