@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import test_attention_gradients as attention
 import test_gradients as gradients
 import test_kernels as forward
 import torch
@@ -263,12 +264,99 @@ BACKWARD = [
 ]  # fmt: skip
 
 
+ATTENTION, QUERIES, KEYS = attention.ATTENTION, "attention_query_backward_kernel", "attention_key_backward_kernel"
+BLOCKS = {"block_m": 16, "block_n": 16, "is_causal": False, "dtype": SINGLE}
+
+
+def attend(queries, keys, is_causal=False, **other) -> dict:
+    return {"queries": queries, "keys": keys, "is_causal": is_causal, "dtype": SINGLE} | other
+
+
+def head(**other) -> dict:
+    drawn = {"batch": 1, "head": 2, "head_size": 8, "value_size": 12, "at": DENSE[:4], "scale": 3.0, "seed": 0}
+    return attend(9, 7) | drawn | other
+
+
+ATTENTIONS = [
+    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "tl.log2(total)", attention.test_drawn, head()),
+    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "maximum + tl.log(total)", attention.test_gradcheck,
+     {"is_causal": False}),
+    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "maximum - tl.log2(total)", attention.test_large_scores,
+     {"dtype": SINGLE, "is_causal": False}),
+    (ATTENTION, "attention_kernel", "* queries + m64, maximum", "* keys + m64, maximum",
+     attention.test_as_many_queries_as_keys_or_not, attend(16, 17)),
+    (ATTENTION, QUERIES, "p * (p_grad - delta[:, None])", "p * p_grad", attention.test_drawn, head()),
+    (ATTENTION, QUERIES, "p * (p_grad - delta[:, None])", "(p_grad - delta[:, None])", attention.test_layouts,
+     {"dtype": HALF, "layout": "contiguous"}),
+    (ATTENTION, QUERIES, "accumulator * scale", "accumulator", attention.test_packed_queries_keys_and_values,
+     {"dtype": HALF, "embedding": 64, "is_causal": False}),
+    (ATTENTION, QUERIES, "accumulator * scale", "accumulator * base2_scale", attention.test_gradcheck, {"is_causal": True}),
+    (ATTENTION, QUERIES, 'tl.where(visible, scores, -float("inf"))', "scores", attention.test_scores_far_from_zero,
+     {"dtype": SINGLE, "sign": -1.0, "is_causal": False}),
+    (ATTENTION, QUERIES, "column[None, :] <= m[:, None]", "column[None, :] < m[:, None]",
+     attention.test_as_many_queries_as_keys_or_not, attend(16, 17, True)),
+    (ATTENTION, QUERIES, "column[None, :] <= m[:, None]", "column[None, :] <= m[:, None] + keys - queries",
+     attention.test_as_many_queries_as_keys_or_not, attend(130, 33, True)),
+    (ATTENTION, QUERIES, "range(0, last, BLOCK_N)", "range(0, tl.minimum(last, BLOCK_N), BLOCK_N)", attention.test_small_blocks,
+     BLOCKS),
+    (ATTENTION, QUERIES, "range(0, last, BLOCK_N)", "range(0, last - BLOCK_N + 1, BLOCK_N)",
+     attention.test_drawn_small_blocks, {"at": DENSE[:4], "seed": 0, "blocks": (16, 16)} | attend(33, 40)),
+    (ATTENTION, QUERIES, "tl.minimum(keys, first + BLOCK_M)", "tl.minimum(keys, first)", attention.test_small_blocks,
+     BLOCKS | {"is_causal": True}),
+    (ATTENTION, QUERIES, "m64[:, None] * grad_row_stride", "m64[:, None] * value_size", attention.test_layouts,
+     {"dtype": SINGLE, "layout": "padded"}),
+    (ATTENTION, QUERIES, "v[None, :] * grad_column_stride", "v[None, :]", attention.test_layouts,
+     {"dtype": SINGLE, "layout": "stepped"}),
+    (ATTENTION, QUERIES, "delta_ptr + statistics + m64", "delta_ptr + m64", attention.test_with_some_of_it_frozen,
+     {"dtype": SINGLE, "needed": ["key"], "is_causal": False}),
+    (ATTENTION, QUERIES, "delta, mask=m_mask)", "delta)", attention.test_drawn, head(queries=17)),
+    (ATTENTION, QUERIES, "accumulator * scale, mask=q_mask)", "accumulator * scale, mask=m_mask[:, None])", attention.test_drawn,
+     head(head_size=17)),
+    (ATTENTION, KEYS, "p * (p_grad - delta[None, :])", "p * p_grad", attention.test_drawn, head()),
+    (ATTENTION, KEYS, "p * (p_grad - delta[None, :])", "p * (p_grad + delta[None, :])", attention.test_gradcheck,
+     {"is_causal": False}),
+    (ATTENTION, KEYS, "p * (p_grad - delta[None, :])", "p_grad - delta[None, :]", attention.test_packed_queries_keys_and_values,
+     {"dtype": SINGLE, "embedding": 60, "is_causal": True}),
+    (ATTENTION, KEYS, "key_grad * scale", "key_grad", attention.test_lengths_and_head_sizes,
+     {"dtype": HALF, "tokens": 16, "head_size": 32, "is_causal": False}),
+    (ATTENTION, KEYS, "key_grad * scale", "key_grad * base2_scale", attention.test_gradcheck, {"is_causal": True}),
+    (ATTENTION, KEYS, "n[:, None] <= row[None, :]", "n[:, None] < row[None, :]", attention.test_lengths_and_head_sizes,
+     {"dtype": SINGLE, "tokens": 5, "head_size": 16, "is_causal": True}),
+    (ATTENTION, KEYS, "n[:, None] <= row[None, :]", "n[:, None] <= row[None, :] + keys",
+     attention.test_as_many_queries_as_keys_or_not, attend(33, 130, True)),
+    (ATTENTION, KEYS, "start_at = first ", "start_at = first + BLOCK_N ", attention.test_small_blocks,
+     BLOCKS | {"is_causal": True}),
+    (ATTENTION, KEYS, "range(start_at, queries, BLOCK_M)", "range(start_at, tl.minimum(queries, start_at + BLOCK_M), BLOCK_M)",
+     attention.test_small_blocks, BLOCKS),
+    (ATTENTION, KEYS, "range(start_at, queries, BLOCK_M)", "range(start_at, tl.minimum(queries, BLOCK_M), BLOCK_M)",
+     attention.test_gradients_of_values_add_up, {"dtype": HALF}),
+    (ATTENTION, KEYS, "range(start_at, queries, BLOCK_M)", "range(start_at, queries - BLOCK_M + 1, BLOCK_M)",
+     attention.test_drawn_small_blocks, {"at": DENSE[:4], "seed": 0, "blocks": (16, 16)} | attend(40, 33)),
+    (ATTENTION, KEYS, "scores - logsumexp[None, :]", "scores", attention.test_large_scores,
+     {"dtype": SINGLE, "is_causal": True}),
+    (ATTENTION, KEYS, "scores - logsumexp[None, :]", "scores - logsumexp[None, :] + 1e-3",
+     attention.test_gradients_of_values_add_up, {"dtype": SINGLE}),
+    (ATTENTION, KEYS, "rows[:, None] * grad_row_stride", "rows[:, None] * value_size", attention.test_layouts,
+     {"dtype": SINGLE, "layout": "padded"}),
+    (ATTENTION, KEYS, "mask=g_mask, other=0.0)", "mask=g_mask, other=1.0)", attention.test_with_some_of_it_frozen,
+     {"dtype": SINGLE, "needed": ["value"], "is_causal": False}),
+    (ATTENTION, KEYS, "mask=q_mask, other=0.0)", "mask=(d < head_size)[None, :])", attention.test_drawn, head()),
+    (ATTENTION, KEYS, "value_grad, mask=v_mask", "value_grad, mask=(v < value_size)[None, :]", attention.test_drawn,
+     head(keys=9)),
+    (ATTENTION, KEYS, "value_grad = tl.dot(p.to(grad.dtype), grad, value_grad,", "value_grad = tl.dot(p.to(grad.dtype), grad,",
+     attention.test_lengths_and_head_sizes, {"dtype": SINGLE, "tokens": 577, "head_size": 16, "is_causal": False}),
+    (ATTENTION, KEYS, "score_grad.to(q.dtype), q, key_grad,", "score_grad.to(q.dtype), q,", attention.test_small_blocks, BLOCKS),
+    (ATTENTION, KEYS, "value_grad_row_stride + v[None, :], value_grad", "value_grad_row_stride + v[None, :], value_grad * scale",
+     attention.test_one_tensor_as_query_key_and_value, {}),
+]  # fmt: skip
+
+
 def name_of(entry: object) -> str:
     _module, kernel, old, new, test, _ = entry
     return f"{kernel}-{' '.join(old.split())[:30]}-{' '.join(new.split())[:30]}-{test.__name__}"
 
 
-@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD], ids=name_of)
+@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *ATTENTIONS], ids=name_of)
 def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
     module, kernel, old, new, test, arguments = entry
     if "monkeypatch" in arguments:
@@ -300,6 +388,22 @@ def test_every_test_of_a_result_has_a_broken_kernel():
 def test_every_test_of_a_gradient_has_a_broken_kernel():
     there = {name for name in vars(gradients) if name.startswith("test_")}
     assert there == {entry[4].__name__ for entry in BACKWARD} | NOT_OF_VALUES
+
+
+# The same of attention's; and what needs a GPU, or has values that a test of the table above has met.
+NOT_OF_ATTENTIONS_VALUES = {
+    "test_a_nan_stays_in_its_query_of_the_gradient", "test_a_result_can_be_changed_in_place",
+    "test_a_second_derivative_is_refused", "test_autocast_rounds_operands_of_any_type",
+    "test_float32_products_follow_pytorchs_setting", "test_gradients_add_up_over_two_backward_passes",
+    "test_gradients_lie_as_tokens", "test_keys_are_left_alone_when_only_queries_learn", "test_past_two_to_the_31_elements",
+    "test_the_result_is_the_one_without_gradients", "test_the_same_gradient_to_the_bit", "test_vit_base_shapes",
+    "test_what_is_kept_for_the_backward_pass", "test_zero_size",
+}  # fmt: skip
+
+
+def test_every_test_of_attentions_gradients_has_a_broken_kernel():
+    there = {name for name in vars(attention) if name.startswith("test_")}
+    assert there == {entry[4].__name__ for entry in ATTENTIONS} | NOT_OF_ATTENTIONS_VALUES
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,12 @@ SAMPLES = {
         lambda x, w, b, r: kernels.layer_norm(x, w.shape, w, b, residual=r),
         lambda x, w, b, r: (F.layer_norm(x + r, w.shape, w, b), x + r), [(4, 6), (6,), (6,), (4, 6)],
     ),
+    "attention": (kernels.scaled_dot_product_attention, F.scaled_dot_product_attention, [(2, 3, 6, 8)] * 3),
+    "causal attention": (
+        lambda q, k, v: kernels.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5),
+        [(2, 3, 6, 8), (2, 3, 5, 8), (2, 3, 5, 4)],
+    ),
 }  # fmt: skip
 
 
@@ -344,6 +350,7 @@ def test_compiled_code_refuses_as_eager_code_does(fresh_dynamo):
 
 
 ROWS = (4, 6)
+K, V, RESULT = (1, 2, 5, 8), (1, 2, 5, 3), (1, 2, 6, 3)
 OPERATORS = {
     "add": [((ROWS, (6,)), (torch.float32,)), (((0, 3), (1, 3)), (torch.float32,)), (((3, 1), (1, 2)), (torch.float32,))],
     "sum_to_size": [((ROWS,), ([1, 6], torch.float32)), ((ROWS,), ([6], torch.float16)), ((ROWS,), ([], torch.float32)),
@@ -363,7 +370,23 @@ OPERATORS = {
         ((ROWS, None, ROWS, (6,), (2, 4)), (torch.float16,)), (((0, 6), None, (0, 6), (6,), (2, 0)), (torch.float32,)),
         (((0, 6), None, (0, 6), (6,), (2, 0)), (None,)),
     ],
+    "attention": [
+        ((Q, K, V), (None, False, True)), ((Q, K, V), (0.5, True, False)),
+        ((Q, (1, 2, 0, 8), (1, 2, 0, 3)), (None, False, True)),
+    ],
+    "attention_query_backward": [
+        ((RESULT, Q, K, V, RESULT, (1, 2, 6)), (None, False)), ((RESULT, Q, K, V, RESULT, (1, 2, 6)), (0.5, True)),
+        ((RESULT, Q, (1, 2, 0, 8), (1, 2, 0, 3), RESULT, (1, 2, 6)), (None, False)),
+    ],
+    "attention_key_backward": [
+        ((RESULT, Q, K, V, (1, 2, 6), (1, 2, 6)), (None, False)), ((RESULT, Q, K, V, (1, 2, 6), (1, 2, 6)), (0.5, True)),
+        (((1, 2, 0, 3), (1, 2, 0, 8), K, V, (1, 2, 0), (1, 2, 0)), (None, False)),
+    ],
 }  # fmt: skip
+
+
+# How many of an operator's tensors, the last ones, are statistics.
+STATISTICS = {"layer_norm_backward": 1, "attention_query_backward": 1, "attention_key_backward": 2}
 
 
 def registered() -> set[str]:
@@ -380,8 +403,9 @@ def test_every_operator_is_checked():
 def test_operators_keep_pytorchs_rules(dtype, name, layout):
     """torch.library.opcheck: the schema is kept, and what is promised to the compiler of a result is what comes."""
     for shapes, rest in OPERATORS[name]:
-        # The last tensor of a layer norm's backward pass is its statistics, in float32 always.
-        types = [dtype] * (len(shapes) - 1) + [torch.float32 if name == "layer_norm_backward" else dtype]
+        # A row's statistics, which some backward passes take last, are in float32 always.
+        statistics = STATISTICS.get(name, 0)
+        types = [dtype] * (len(shapes) - statistics) + [torch.float32] * statistics
         tensors = [
             None if shape is None else tensor(shape, of, layout, seed=i) for i, (shape, of) in enumerate(zip(shapes, types))
         ]

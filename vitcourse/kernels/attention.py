@@ -23,7 +23,18 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, Configs, check_tensors, dot_precision, multiprocessors, needs_gradient, operator
+from ..runtime import (
+    INTERPRETER,
+    Config,
+    Configs,
+    check_tensors,
+    dot_precision,
+    gpu_name,
+    multiprocessors,
+    needs_gradient,
+    operator,
+    shared_memory,
+)
 
 LARGEST_HEAD = 256
 
@@ -251,7 +262,17 @@ def _configs(block_d: int, block_v: int) -> Configs:
 
 
 def _backward_shared_bytes(config: Config, itemsize: int) -> int:
-    return 0
+    # The larger block is the one that a program owns: queries with dO, or keys with values; it walks over blocks of the others.
+    b = config.blocks
+    owned, step = max(b["BLOCK_M"], b["BLOCK_N"]), min(b["BLOCK_M"], b["BLOCK_N"])
+    widest, row = max(b["BLOCK_D"], b["BLOCK_V"]), (b["BLOCK_D"] + b["BLOCK_V"]) * itemsize
+    scores, longer = owned * step * 4, step * abs(b["BLOCK_D"] - b["BLOCK_V"]) * 4  # the latter as in `_shared_bytes`
+    # A step's statistics come with it, and with one stage its scores may change their layout beside it. tf32x3 keeps what is
+    # left of the owned rows after rounding beside them; on sm_100 P and dS of 2 bytes lie in shared memory. On sm_75 nothing is
+    # pipelined, and results change their layout too.
+    kept = scores if itemsize == 2 else 0
+    steps = max(config.num_stages * step * row + kept, step * row + scores) + 8 * step * config.num_stages
+    return longer + max(owned * row * (2 if itemsize == 4 else 1) + steps, (owned + step) * row + owned * widest * 4 + scores)
 
 
 @functools.cache
@@ -271,6 +292,16 @@ def _backward_configs(owner: str, block_d: int, block_v: int) -> Configs:
         candidates=[*(usual if max(block_d, block_v) <= 64 else wide), *small],
         shared_bytes=_backward_shared_bytes,
     )
+
+
+def _fitting_backward_configs(owner: str, block_d: int, block_v: int, dtype: torch.dtype) -> Configs:
+    configs = _backward_configs(owner, block_d, block_v)
+    if not configs.fitting(shared_memory(), dtype.itemsize):  # float32 on sm_75, with heads past 128
+        raise ValueError(
+            f"scaled_dot_product_attention: query, key and value are {dtype} with heads of {block_d} and {block_v}; "
+            f"{gpu_name()} has too little shared memory for their gradients; smaller heads or float16 are accepted"
+        )
+    return configs
 
 
 def _shape_class(batch: int, heads: int, queries: int) -> str:
@@ -295,7 +326,7 @@ def _as_tokens(like: torch.Tensor, batch: int, heads: int, rows: int, columns: i
 
 def _fake(query, key, value, scale, causal, save):
     batch, heads, queries, _ = query.shape
-    output = query.new_empty((batch, queries, heads, value.shape[3])).transpose(1, 2)
+    output = query.new_empty((batch, queries, heads, value.shape[3]))
     return output, query.new_empty((batch, heads, queries if save else 0), dtype=torch.float32)
 
 
@@ -304,10 +335,13 @@ def _fake(query, key, value, scale, causal, save):
     _fake,
 )
 def _attention(query, key, value, scale, causal, save):
-    """The result, and if `save` the logarithm to base 2 of every query's sum of exponentials, else an empty tensor."""
+    """The result as (batch, queries, heads, value_size), and the logarithms, to base 2, of the sums of exponentials.
+
+    These are (batch, heads, queries) if `save`, else there are none. The result is no view: autograd would refuse `result += 1`.
+    """
     batch, heads, queries, head_size = query.shape
     keys, value_size = value.shape[2:]
-    output = _as_tokens(query, batch, heads, queries, value_size)
+    output = torch.empty((batch, queries, heads, value_size), dtype=query.dtype, device=query.device)
     logsumexp = torch.empty((batch, heads, queries if save else 0), dtype=torch.float32, device=query.device)
     if keys == 0 or output.numel() == 0:
         return output.zero_(), logsumexp.zero_()  # which backward does not read then
@@ -317,7 +351,7 @@ def _attention(query, key, value, scale, causal, save):
     def launch(config: Config) -> None:
         attention_kernel[(batch * heads * triton.cdiv(queries, config.blocks["BLOCK_M"]),)](
             query, key, value, output, logsumexp if save else None, scale, heads, queries, keys,
-            *query.stride(), *key.stride(), *value.stride(), *output.stride()[:3], head_size, value_size,
+            *query.stride(), *key.stride(), *value.stride(), *output.transpose(1, 2).stride()[:3], head_size, value_size,
             CAUSAL=causal, SAVE=save, PRECISION=dot_precision(query.dtype), **config.options(),
         )  # fmt: skip
 
@@ -359,7 +393,7 @@ def _attention_query_backward(grad, query, key, value, output, logsumexp, scale,
     if INTERPRETER:
         launch(_interpreted(queries, keys, block_d, block_v))
     else:
-        configs = _backward_configs("query", block_d, block_v)
+        configs = _fitting_backward_configs("query", block_d, block_v, query.dtype)
         launch(configs.choose(_shape_class(batch, heads, queries), query.dtype, launch))
     return query_grad, delta
 
@@ -396,7 +430,7 @@ def _attention_key_backward(grad, query, key, value, logsumexp, delta, scale, ca
     if INTERPRETER:
         launch(_interpreted(queries, keys, block_d, block_v))
     else:
-        configs = _backward_configs("key", block_d, block_v)
+        configs = _fitting_backward_configs("key", block_d, block_v, query.dtype)
         launch(configs.choose(_shape_class(batch, heads, keys), query.dtype, launch))
     return key_grad, value_grad
 
@@ -413,6 +447,7 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         query, key, value, output, logsumexp = ctx.saved_tensors
+        grad, output = grad.transpose(1, 2), output.transpose(1, 2)
         query_grad, delta = _attention_query_backward(grad, query, key, value, output, logsumexp, ctx.scale, ctx.causal)
         key_grad = value_grad = None
         if any(ctx.needs_input_grad[1:3]):
@@ -462,5 +497,5 @@ def scaled_dot_product_attention(
     if not 0 < query.shape[3] <= LARGEST_HEAD or value.shape[3] > LARGEST_HEAD:
         raise ValueError(f"scaled_dot_product_attention: {shapes}; head sizes from 1 to {LARGEST_HEAD} are accepted")
     if needs_gradient(query, key, value):
-        return _Attention.apply(query, key, value, scale, is_causal)
-    return _attention(query, key, value, scale, is_causal, False)[0]
+        return _Attention.apply(query, key, value, scale, is_causal).transpose(1, 2)
+    return _attention(query, key, value, scale, is_causal, False)[0].transpose(1, 2)

@@ -1,10 +1,14 @@
-"""`bmm`: a batch of matrix products, scaled. A program owns one BLOCK_M x BLOCK_N tile of one batch entry's product."""
+"""`bmm`: a batch of matrix products, scaled. A program owns one BLOCK_M x BLOCK_N tile of one batch entry's product.
+
+Backward is two products of the same kernel, whose operands lie transposed: for C = scale * A @ B they are
+dA = scale * dC @ B.T and dB = scale * A.T @ dC.
+"""
 
 import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, check_forward_only, dot_precision
+from ..runtime import INTERPRETER, Config, check_tensors, dot_precision, needs_gradient, operator
 
 
 @triton.jit
@@ -39,16 +43,11 @@ def bmm_kernel(
 CONFIG = Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, num_warps=4, num_stages=3)
 
 
-def bmm(input: torch.Tensor, mat2: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
-    """`torch.bmm(input, mat2) * scale`: (batch, m, k) times (batch, k, n), any strides; the result is contiguous.
-
-    Sums in float32; a float32 product follows torch.get_float32_matmul_precision().
-    """
-    check_forward_only("bmm", input=input, mat2=mat2)
-    if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
-        raise ValueError(
-            f"bmm: input is {tuple(input.shape)} and mat2 {tuple(mat2.shape)}; (batch, m, k) and (batch, k, n) are accepted"
-        )
+@operator(
+    "bmm(Tensor input, Tensor mat2, float scale) -> Tensor",
+    lambda input, mat2, scale: input.new_empty((input.shape[0], input.shape[1], mat2.shape[2])),
+)
+def _bmm(input: torch.Tensor, mat2: torch.Tensor, scale: float) -> torch.Tensor:
     batch, M, K = input.shape
     N = mat2.shape[2]
     output = torch.empty((batch, M, N), dtype=input.dtype, device=input.device)
@@ -64,3 +63,40 @@ def bmm(input: torch.Tensor, mat2: torch.Tensor, *, scale: float = 1.0) -> torch
         PRECISION=dot_precision(input.dtype), **config.options(),
     )  # fmt: skip
     return output
+
+
+class _BMM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, mat2, scale):
+        ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, mat2 if ctx.needs_input_grad[0] else None)
+        ctx.scale = scale
+        return _bmm(input, mat2, scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        input, mat2 = ctx.saved_tensors
+        needs_input, needs_mat2, _ = ctx.needs_input_grad
+        input_grad = _bmm(grad, mat2.transpose(1, 2), ctx.scale) if needs_input else None
+        mat2_grad = _bmm(input.transpose(1, 2), grad, ctx.scale) if needs_mat2 else None
+        return input_grad, mat2_grad, None
+
+
+def bmm(input: torch.Tensor, mat2: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
+    """`torch.bmm(input, mat2) * scale`: (batch, m, k) times (batch, k, n), any strides; the result is contiguous.
+
+    Sums in float32; a float32 product follows torch.get_float32_matmul_precision(). One type for both; under autocast they
+    are cast to autocast's type.
+    """
+    check_tensors("bmm", input=input, mat2=mat2)
+    if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
+        raise ValueError(
+            f"bmm: input is {tuple(input.shape)} and mat2 {tuple(mat2.shape)}; (batch, m, k) and (batch, k, n) are accepted"
+        )
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, mat2 = input.to(dtype), mat2.to(dtype)
+        check_tensors("bmm", input=input, mat2=mat2)
+    elif mat2.dtype != input.dtype:
+        raise TypeError(f"bmm: mat2 is {mat2.dtype} and input is {input.dtype}; one type for both is accepted")
+    return _BMM.apply(input, mat2, scale) if needs_gradient(input, mat2) else _bmm(input, mat2, scale)

@@ -6,32 +6,61 @@ back in between. Tiles are numbered in groups of GROUP_M tile rows, so that prog
 of the input and of the weight in the L2 cache.
 
 On GPUs with a tensor memory accelerator (sm_90 and later) tiles of the input and the weight arrive through descriptors,
-where their rows are 16-byte aligned; everywhere else through pointers and masks.
+where their rows or their columns are dense and 16-byte aligned; everywhere else through pointers and masks.
+
+Backward, with z = input @ weight.T + bias and dz = dy * activation'(z), is two more products of the same kernel: dz @ weight
+and dz.T @ input, of operands that lie transposed. The second has few output tiles and a sum over all rows, so the rows are cut
+into shares: a program owns one tile of one share, stores its partial sum in float32, and a second launch adds the shares up in
+a fixed order. With an activation, a forward pass for training stores z as well: M * N elements, 310 MB for the first linear
+layer of ViT-B/16's MLP at 256 images in half precision. Without one it keeps nothing but its arguments.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..runtime import INTERPRETER, Config, Configs, capability, check_forward_only, dot_precision, multiprocessors
-from .gelu import gelu_erf, gelu_erf_fast, gelu_tanh
+from ..runtime import (
+    INTERPRETER,
+    Config,
+    Configs,
+    capability,
+    check_tensors,
+    dot_precision,
+    multiprocessors,
+    needs_gradient,
+    operator,
+)  # fmt: skip
+from .gelu import _gelu_backward, gelu_erf, gelu_erf_fast, gelu_tanh
+from .relu import _relu_backward
+from .sum_to_size import sum_middle, sum_to_size
 
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh")
 
 
 @triton.jit
 def linear_kernel(
-    input, weight, bias_ptr, residual_ptr, output_ptr,
-    M, N, K, input_row_stride, input_column_stride, weight_row_stride, weight_column_stride, residual_row_stride,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    TMA: tl.constexpr, K_FITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
+    input, weight, bias_ptr, residual_ptr, output_ptr, preactivation_ptr,
+    M, N, K, input_row_stride, input_column_stride, weight_row_stride, weight_column_stride, residual_row_stride, splits,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, INPUT_TRANSPOSED: tl.constexpr, WEIGHT_TRANSPOSED: tl.constexpr,
+    K_FITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    # `input` and `weight` are descriptors where TMA is true and pointers where it is not.
+    # `input` and `weight` are descriptors where TMA is true and pointers where it is not. A descriptor wants dense rows, so
+    # that of a transposed operand is of the matrix as it lies, (K, M) or (K, N).
     program = tl.program_id(0)
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
+    first, last = 0, K
+    if SPLIT:  # output_ptr is of (splits, M, N) partial sums, each over a whole number of steps along K
+        split = program // (tiles_m * tiles_n)
+        program = program % (tiles_m * tiles_n)
+        share = tl.cdiv(tl.cdiv(K, BLOCK_K), splits) * BLOCK_K
+        first = split * share
+        last = tl.minimum(first + share, K)
+        output_ptr += split.to(tl.int64) * M * N
     group = program // (GROUP_M * tiles_n)
     group_height = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
     within = program % (GROUP_M * tiles_n)
@@ -43,14 +72,23 @@ def linear_kernel(
     k = tl.arange(0, BLOCK_K)
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if TMA:
-        for start in range(0, K, BLOCK_K):
-            a = input.load([tile_m * BLOCK_M, start])
-            b = weight.load([tile_n * BLOCK_N, start])
-            accumulator = tl.dot(a, b.T, accumulator, input_precision=PRECISION)
+        for start in range(first, last, BLOCK_K):
+            if INPUT_TRANSPOSED:
+                a = input.load([start, tile_m * BLOCK_M]).T
+            else:
+                a = input.load([tile_m * BLOCK_M, start])
+            if WEIGHT_TRANSPOSED:
+                b = weight.load([start, tile_n * BLOCK_N])
+            else:
+                b = weight.load([tile_n * BLOCK_N, start]).T
+            accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
     else:
         a_ptrs = input + m[:, None] * input_row_stride + k[None, :] * input_column_stride
         b_ptrs = weight + n[None, :] * weight_row_stride + k[:, None] * weight_column_stride
-        for start in range(0, K, BLOCK_K):
+        if SPLIT:
+            a_ptrs += first.to(tl.int64) * input_column_stride
+            b_ptrs += first.to(tl.int64) * weight_column_stride
+        for start in range(first, last, BLOCK_K):
             a_mask = m[:, None] < M
             b_mask = n[None, :] < N
             if not K_FITS:
@@ -64,6 +102,9 @@ def linear_kernel(
 
     if HAS_BIAS:
         accumulator += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if SAVE:
+        inside = (m[:, None] < M) & (n[None, :] < N)
+        tl.store(preactivation_ptr + m[:, None] * N + n[None, :], accumulator, mask=inside)
     if ACTIVATION == "relu":
         accumulator = tl.where(accumulator < 0, 0.0, accumulator)
     elif ACTIVATION == "gelu":
@@ -142,10 +183,16 @@ def _shape_class(M: int, N: int, K: int, precision: str) -> str:
     return kind if precision == "ieee" else f"{kind} {precision}"
 
 
-def _aligned(tensor: torch.Tensor) -> bool:
-    """Whether a matrix can be read through a descriptor: rows of evenly spaced, 16-byte aligned, dense elements."""
-    row = tensor.stride(0) * tensor.element_size()
-    return tensor.stride(1) == 1 and row % 16 == 0 and row > 0 and tensor.data_ptr() % 16 == 0
+def _lies(matrix: torch.Tensor) -> str | None:
+    """Which of a matrix's lines a descriptor can read: "rows", "columns", or neither.
+
+    They have to be evenly spaced, 16-byte aligned, and dense.
+    """
+    for lines, along, across in (("rows", 1, 0), ("columns", 0, 1)):
+        space = matrix.stride(across) * matrix.element_size()
+        if matrix.stride(along) == 1 and space % 16 == 0 and space > 0 and matrix.data_ptr() % 16 == 0:
+            return lines
+    return None
 
 
 def _interpreter_config(M: int, N: int, K: int) -> Config:
@@ -155,6 +202,147 @@ def _interpreter_config(M: int, N: int, K: int) -> Config:
         return min(max(triton.next_power_of_2(size), 16), largest)
 
     return Config(_blocks(block(M, 256), block(N, 1024), block(K, 256)))
+
+
+def _product(
+    config: Config, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
+    output: torch.Tensor, preactivation: torch.Tensor | None, activation: str | None, splits: int = 1,
+) -> None:  # fmt: skip
+    """Launch the kernel: input (M, K), weight (N, K), any strides; output (M, N), or with splits their (splits, M, N) sums."""
+    (M, K), N = input.shape, weight.shape[0]
+    block_m, block_n, block_k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    lies = _lies(input), _lies(weight)
+    tma = capability() >= 90 and K > 0 and None not in lies
+    transposed = [tma and lines == "columns" for lines in lies]
+    operands = [input, weight]
+    if tma:
+        for i, block in enumerate((block_m, block_n)):
+            matrix, shape = operands[i], [block, block_k]
+            if transposed[i]:
+                matrix, shape = matrix.t(), shape[::-1]
+            operands[i] = TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], shape)
+    linear_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n) * splits,)](
+        *operands, bias, residual, output, preactivation,
+        M, N, K, *input.stride(), *weight.stride(), N if residual is None else residual.stride(0), splits,
+        HAS_BIAS=bias is not None, ACTIVATION=activation, HAS_RESIDUAL=residual is not None, SAVE=preactivation is not None,
+        SPLIT=splits > 1, PRECISION=dot_precision(input.dtype), TMA=tma, INPUT_TRANSPOSED=transposed[0],
+        WEIGHT_TRANSPOSED=transposed[1], K_FITS=K % block_k == 0, **config.options(),
+    )  # fmt: skip
+
+
+def _fake(x, weight, bias, residual, activation, dtype, save):
+    shape = x.shape[0], weight.shape[0]
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape if save else (0,))
+
+
+@operator(
+    "linear(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, str? activation, ScalarType dtype, bool save)"
+    " -> (Tensor, Tensor)",
+    _fake,
+)
+def _linear(x, weight, bias, residual, activation, dtype, save):
+    """x (M, K), weight (N, K), bias (N,), residual (M, N): the result in `dtype`; what the activation was given, or empty."""
+    (M, K), N = x.shape, weight.shape[0]
+    output = torch.empty((M, N), dtype=dtype, device=x.device)
+    preactivation = torch.empty((M, N) if save else (0,), dtype=x.dtype, device=x.device)
+    if output.numel() == 0:
+        return output, preactivation
+    bias = None if bias is None else bias.contiguous()
+    if residual is not None:
+        residual = residual if residual.stride(1) == 1 or N == 1 else residual.contiguous()
+    if activation == "gelu" and x.dtype == torch.bfloat16:
+        activation = "gelu_fast"
+
+    def launch(config: Config) -> None:
+        _product(config, x, weight, bias, residual, output, preactivation if save else None, activation)
+
+    if INTERPRETER:
+        launch(_interpreter_config(M, N, K))
+    else:
+        launch(CONFIGS[x.element_size()].choose(_shape_class(M, N, K, dot_precision(x.dtype)), x.dtype, launch))
+    return output, preactivation
+
+
+# For the gradient of the weight, by bytes an element: a class for few rows and one for many. Not measured yet, so searched.
+WEIGHT_GRAD_CONFIGS = {
+    2: Configs("linear weight", candidates=[LARGE, SQUARE, LOW, NARROW_SHALLOW, SMALL_SHALLOW], shared_bytes=_shared_bytes),
+    4: Configs(
+        "linear weight float32",
+        candidates=[LARGE_SHALLOW, LOW_SHALLOW, NARROW_SHALLOW, SMALL_SHALLOW, LEAST],
+        shared_bytes=_shared_bytes,
+    ),
+}
+
+
+def _splits(tiles: int, rows: int, block: int) -> int:
+    """Shares to cut `rows` into, for `tiles` output tiles: as many as take the least time, of 16 at most.
+
+    Time in that of one tile over all rows: the turns in which the multiprocessors take the programs, each 1 / splits long; and
+    a partial sum's way to memory and back. That is 8 bytes an element, 4 us for a tile of 128 x 128 at one multiprocessor's
+    share of an H200's 4.8 TB/s, and in 4 us it multiplies 600 rows of that tile in half precision.
+    """
+    most = min(16, triton.cdiv(rows, block))
+    if INTERPRETER:
+        return min(2, most)
+    turns = tiles / multiprocessors()
+
+    def time(splits: int) -> float:
+        return math.ceil(turns * splits) / splits + (turns * splits * 600 / rows if splits > 1 else 0.0)
+
+    return min(range(1, most + 1), key=time)
+
+
+@operator(
+    "linear_weight_backward(Tensor grad, Tensor input) -> Tensor",
+    lambda grad, x: x.new_empty((grad.shape[1], x.shape[1])),
+)
+def _linear_weight_backward(grad, x):
+    """grad.T @ x for grad (M, N) and x (M, K), summed in float32 over shares of the rows, and then over the shares."""
+    (rows, N), K = grad.shape, x.shape[1]
+    output = torch.empty((N, K), dtype=x.dtype, device=x.device)
+    if output.numel() == 0:
+        return output
+
+    def launch(config: Config) -> torch.Tensor:
+        tiles = triton.cdiv(N, config.blocks["BLOCK_M"]) * triton.cdiv(K, config.blocks["BLOCK_N"])
+        splits = _splits(tiles, rows, config.blocks["BLOCK_K"]) if rows else 1
+        sums = output if splits == 1 else torch.empty((1, splits, N * K), dtype=torch.float32, device=x.device)
+        _product(config, grad.t(), x.t(), None, None, sums, None, None, splits)
+        return output if splits == 1 else sum_middle(sums, x.dtype).view(N, K)
+
+    if INTERPRETER:
+        return launch(_interpreter_config(N, K, rows))
+    kind = "many rows" if rows >= 4096 else "few rows"
+    precision = dot_precision(x.dtype)
+    configs = WEIGHT_GRAD_CONFIGS[x.element_size()]
+    return launch(configs.choose(kind if precision == "ieee" else f"{kind} {precision}", x.dtype, launch))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual, activation, dtype):
+        needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        save = activation is not None and (needs_input or needs_weight or needs_bias)
+        output, preactivation = _linear(x, weight, bias, residual, activation, dtype, save)
+        ctx.save_for_backward(x if needs_weight else None, weight if needs_input else None, preactivation if save else None)
+        ctx.activation, ctx.dtype = activation, x.dtype
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight, preactivation = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
+        residual_grad = grad if needs_residual else None
+        grad = grad.to(ctx.dtype)  # with a residual of a wider type, which autocast allows, the result had that
+        if preactivation is not None and ctx.activation == "relu":
+            grad = _relu_backward(grad, preactivation)
+        elif preactivation is not None:
+            grad = _gelu_backward(grad, preactivation, "tanh" if ctx.activation == "gelu_tanh" else "none")
+        input_grad = _linear(grad, weight.t(), None, None, None, ctx.dtype, False)[0] if needs_input else None
+        weight_grad = _linear_weight_backward(grad, x) if needs_weight else None
+        bias_grad = sum_to_size(grad, grad.shape[1:], ctx.dtype) if needs_bias else None
+        return input_grad, weight_grad, bias_grad, residual_grad, None, None
 
 
 def linear(
@@ -169,9 +357,11 @@ def linear(
 
     input: (..., in_features); weight: (out_features, in_features); bias: (out_features,); residual: (..., out_features).
     activation: None, "relu", "gelu" (erf) or "gelu_tanh". Sums in float32; a float32 product follows
-    torch.get_float32_matmul_precision(). In bfloat16 the erf of "gelu" is the approximation of `gelu_erf_fast`.
+    torch.get_float32_matmul_precision(). In bfloat16 the erf of "gelu" is the approximation of `gelu_erf_fast`, and Phi in its
+    gradient that of `phi_fast`. One type for all; under autocast input, weight and bias are cast to autocast's type, and the
+    result has that of the sum with the residual.
     """
-    check_forward_only("linear", {"bias": bias, "residual": residual}, input=input, weight=weight)
+    check_tensors("linear", {"bias": bias, "residual": residual}, input=input, weight=weight)
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation is {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
     if weight.ndim != 2:
@@ -184,36 +374,20 @@ def linear(
     shape = (*input.shape[:-1], N)
     if residual is not None and residual.shape != shape:
         raise ValueError(f"linear: residual is {tuple(residual.shape)}; {shape} is accepted")
-    output = torch.empty(shape, dtype=input.dtype, device=input.device)
-    if output.numel() == 0:
-        return output
-    x = input.reshape(-1, K) if K else input.new_zeros(output.numel() // N, 0)
-    M = x.shape[0]
-    bias = None if bias is None else bias.contiguous()
-    if residual is not None:
-        residual = residual.reshape(M, N)
-        residual = residual if residual.stride(1) == 1 or N == 1 else residual.contiguous()
-    if activation == "gelu" and x.dtype == torch.bfloat16:
-        activation = "gelu_fast"
-    tma = not INTERPRETER and capability() >= 90 and K > 0 and _aligned(x) and _aligned(weight)
-    precision = dot_precision(x.dtype)
-
-    def launch(config: Config) -> None:
-        block_m, block_n, block_k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-        if tma:
-            a = TensorDescriptor(x, [M, K], [x.stride(0), 1], [block_m, block_k])
-            b = TensorDescriptor(weight, [N, K], [weight.stride(0), 1], [block_n, block_k])
-        else:
-            a, b = x, weight
-        linear_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n),)](
-            a, b, bias, residual, output,
-            M, N, K, *x.stride(), *weight.stride(), N if residual is None else residual.stride(0),
-            HAS_BIAS=bias is not None, ACTIVATION=activation, HAS_RESIDUAL=residual is not None, PRECISION=precision,
-            TMA=tma, K_FITS=K % block_k == 0, **config.options(),
-        )  # fmt: skip
-
-    if INTERPRETER:
-        launch(_interpreter_config(M, N, K))
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (input, weight, bias))
+        check_tensors("linear", {"bias": bias}, input=input, weight=weight)
+        dtype = dtype if residual is None else torch.promote_types(dtype, residual.dtype)
     else:
-        launch(CONFIGS[x.element_size()].choose(_shape_class(M, N, K, precision), x.dtype, launch))
-    return output
+        dtype = input.dtype
+        for name, tensor in (("weight", weight), ("bias", bias), ("residual", residual)):
+            if tensor is not None and tensor.dtype != dtype:
+                raise TypeError(f"linear: {name} is {tensor.dtype} and input is {dtype}; one type for all is accepted")
+    rows = math.prod(input.shape[:-1])
+    x, r = input.reshape(rows, K), None if residual is None else residual.reshape(rows, N)
+    if needs_gradient(input, weight, bias, residual):
+        output = _Linear.apply(x, weight, bias, r, activation, dtype)
+    else:
+        output, _ = _linear(x, weight, bias, r, activation, dtype, False)
+    return output.view(shape)
