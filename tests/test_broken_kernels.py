@@ -1,8 +1,8 @@
 """The tests tested: each one fails for a kernel that is wrong in a way that a kernel is easily wrong.
 
 An entry of the table takes one piece of text out of a kernel's source, puts another in, builds the kernels of that file anew,
-in the interpreter as on a GPU, and calls a test of test_kernels.py or test_gradients.py as pytest would. A wrong kernel reads
-and writes at most a few elements past its operands, which lie between guard bands.
+in the interpreter as on a GPU, and calls a test of its file as pytest would. A wrong kernel reads and writes at most a
+few elements past its operands, which lie between guard bands.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import test_attention_gradients as attention
+import test_cross_entropy as cross_entropy
+import test_dropout as dropout
 import test_gradients as gradients
 import test_kernels as forward
 import torch
@@ -351,12 +353,121 @@ ATTENTIONS = [
 ]  # fmt: skip
 
 
+KEPT = (dropout.DROPOUT, "kept")
+DROP = (dropout.DROPOUT, "dropout_kernel")
+DROPOUT = [
+    (*KEPT, ">= p", "> 1.0 - p", dropout.test_dropout_drawn, drawn((30, 5), at=DENSE[:2], p=0.1)),
+    (*DROP, "x * scale, 0.0", "x, 0.0", dropout.test_dropout_drawn, drawn((3, 5), at=DENSE[:2], p=0.5)),
+    (*DROP, MASK, "mask = offsets < size - 1", dropout.test_layouts, {"dtype": HALF, "layout": "stepped"}),
+    (*DROP, "first, p, BLOCK", "0 * first, p, BLOCK", dropout.test_what_is_dropped_does_not_depend_on_the_block_size,
+     {"dtype": SINGLE, "block": 64}),
+    (*KEPT, "tl.join(tl.join(a, c), tl.join(b, d))", "tl.join(tl.join(a, b), tl.join(c, d))",
+     dropout.test_what_is_dropped_does_not_depend_on_the_block_size, {"dtype": SINGLE, "block": 4}),
+    (*KEPT, "first // 4 + tl.arange(0, BLOCK // 4)", "(first // 4).to(tl.int32) + tl.arange(0, BLOCK // 4)",
+     dropout.test_elements_of_large_tensors_have_numbers_of_their_own, {"first": 2**34}),
+    (*KEPT, ">= p", ">= p * p", dropout.test_the_share_kept_and_the_mean, {"dtype": SINGLE, "p": 0.5}),
+    (*DROP, "x * scale", "x", dropout.test_the_share_kept_and_the_mean, {"dtype": SINGLE, "p": 0.05}),
+    (*KEPT, "tl.rand4x(seed, counter)", "tl.rand4x(seed * 0, counter)", dropout.test_masks_of_two_seeds_are_independent, {}),
+    (*KEPT, "tl.rand4x(seed, counter)", "tl.rand4x(seed & 0xFFFFFFFF, counter)", dropout.test_masks_of_two_seeds_are_independent,
+     {}),
+    (*DROP, "first, p, BLOCK", "0 * first, p, BLOCK", dropout.test_rows_and_columns_are_independent, {"columns": 64}),
+    (*KEPT, "tl.join(tl.join(a, c), tl.join(b, d))", "tl.join(tl.join(a, a), tl.join(b, d))",
+     dropout.test_rows_and_columns_are_independent, {"columns": 100}),
+    (*DROP, "x * scale, 0.0", "x * scale, x", dropout.test_p_of_nothing_and_of_everything, {"dtype": SINGLE}),
+    (*DROP, "tl.where(kept(tl.load(seed_ptr), first, p, BLOCK), x * scale, 0.0)",
+     "x * tl.where(kept(tl.load(seed_ptr), first, p, BLOCK), scale, 0.0)", dropout.test_what_is_dropped_is_zero_whatever_it_was,
+     {"dtype": SINGLE}),
+    (*DROP, MASK, "mask = offsets < size - 1", dropout.test_zero_size_and_one_number, {"dtype": SINGLE, "shape": ()}),
+    (*KEPT, "tl.rand4x(seed, counter)", "tl.rand4x(seed * 0, counter)", dropout.test_torchs_generator_draws_the_seed, {}),
+]  # fmt: skip
+
+
+def losses(shape, **other) -> dict:
+    return drawn(shape, at=DENSE[:2], reduction="mean", smoothing=0.0, ignored=0.0, step=1, scale=1.0) | other
+
+
+def losses_of_rows(count, columns, **other) -> dict:
+    return {"rows": count, "columns": columns, "at": "contiguous", "reduction": "mean", "smoothing": 0.0, "widest": 256,
+            "seed": 0, "dtype": SINGLE} | other  # fmt: skip
+
+
+MODULE = cross_entropy.CROSS_ENTROPY
+LOSS, WIDE_LOSS, FINISH, LOSS_GRADIENT = (
+    (MODULE, name)
+    for name in ("cross_entropy_kernel", "wide_cross_entropy_kernel", "finish_rows", "cross_entropy_backward_kernel")
+)
+NARROW, WIDE = ({"dtype": SINGLE, "widest": widest} for widest in (None, 16))
+NO_CLASS = "(target >= 0) & (target < columns)"
+CROSS_ENTROPY = [
+    (*FINISH, "(maximum - x)", "(maximum + x)", cross_entropy.test_cross_entropy_drawn, losses((3, 5))),
+    (*FINISH, "target * column_stride", "target", cross_entropy.test_cross_entropy_drawn,
+     losses((4, 10), at=("stepped", "contiguous"))),
+    (*LOSS_GRADIENT, "grad[:, None] * (probability", "(probability", cross_entropy.test_cross_entropy_drawn,
+     losses((3, 5), reduction="none")),
+    (*LOSS_GRADIENT, "1.0 - smoothing, 0.0", "1.0, 0.0", cross_entropy.test_cross_entropy_drawn, losses((3, 5), smoothing=0.1)),
+    (*LOSS, "(row < rows)[:, None] & (column < columns)[None, :]", "(row < rows)[:, None] & (column <= columns)[None, :]",
+     cross_entropy.test_rows_small_blocks, losses_of_rows(9, 15)),
+    (*WIDE_LOSS, "mask = column < columns", "mask = column < columns - 1", cross_entropy.test_rows_small_blocks,
+     losses_of_rows(3, 33, widest=16)),
+    (*LOSS_GRADIENT, "(tl.program_id(0) % column_blocks)", "(tl.program_id(0) * 0)", cross_entropy.test_rows_small_blocks,
+     losses_of_rows(3, 100)),
+    (*LOSS_GRADIENT, "grad / tl.load(sums_ptr + 1)", "grad / rows", cross_entropy.test_rows_small_blocks, losses_of_rows(31, 5)),
+    (*LOSS, "column[None, :].to(tl.int64) * column_stride", "column[None, :].to(tl.int64)", cross_entropy.test_layouts,
+     NARROW | {"layout": "stepped"}),
+    (*WIDE_LOSS, "column * column_stride", "column", cross_entropy.test_layouts, WIDE | {"layout": "transposed"}),
+    (*LOSS_GRADIENT, "row[:, None] * row_stride", "row[:, None] * columns", cross_entropy.test_layouts,
+     NARROW | {"layout": "padded"}),
+    (*WIDE_LOSS, "lane_total * tl.exp(lane_maximum - shift)", "lane_total", cross_entropy.test_very_wide_rows,
+     {"dtype": SINGLE, "columns": 200_003}),
+    (*WIDE_LOSS, "lane_distance += ", "lane_distance = ", cross_entropy.test_very_wide_rows,
+     {"dtype": SINGLE, "columns": 32_768}),
+    (*FINISH, "loss_ptr + rows + row", "loss_ptr + rows + 0 * row", cross_entropy.test_many_rows,
+     {"dtype": SINGLE, "rows": 5000}),
+    (*LOSS_GRADIENT, "tl.load(grad_ptr + row,", "tl.load(grad_ptr + row * 0,", cross_entropy.test_many_rows,
+     {"dtype": SINGLE, "rows": 5000}),
+    (*LOSS, "tl.where(mask, maximum[:, None] - x, 0.0)", "tl.where(mask, -x, 0.0)", cross_entropy.test_label_smoothing,
+     NARROW | {"smoothing": 0.7, "reduction": "mean"}),
+    (*WIDE_LOSS, "tl.where(mask, first - x, 0.0)", "tl.where(mask, -x, 0.0)", cross_entropy.test_label_smoothing,
+     WIDE | {"smoothing": 0.1, "reduction": "sum"}),
+    (*LOSS_GRADIENT, " + smoothing / columns", "", cross_entropy.test_label_smoothing,
+     NARROW | {"smoothing": 1.0, "reduction": "none"}),
+    (*FINISH, "counted = target != ignore_index", "counted = target >= 0", cross_entropy.test_ignore_index,
+     NARROW | {"index": 3}),
+    (*LOSS_GRADIENT, "(target != ignore_index)[:, None]", "(target >= 0)[:, None]", cross_entropy.test_ignore_index,
+     NARROW | {"index": 10_000}),
+    (*LOSS_GRADIENT, "(target != ignore_index)[:, None]", "(row < rows)[:, None]", cross_entropy.test_all_rows_ignored, NARROW),
+    (*FINISH, "tl.where(counted, loss, 0.0)", "tl.where(counted, loss, 0.0 * loss)",
+     cross_entropy.test_an_ignored_row_counts_for_nothing_whatever_it_holds, WIDE),
+    (*LOSS_GRADIENT, "x - maximum[:, None] - log_total[:, None]", "x - (maximum + log_total)[:, None]",
+     cross_entropy.test_large_logits_lose_nothing, {"smoothing": 0.0, "widest": None}),
+    (*FINISH, "log_total + (maximum - x)", "(log_total + maximum) - x", cross_entropy.test_large_logits_lose_nothing,
+     {"smoothing": 0.0, "widest": 16}),
+    (*WIDE_LOSS, "tl.where(mask, first - x, 0.0)", "tl.where(mask, first * 0.0 - x, 0.0)",
+     cross_entropy.test_large_logits_lose_nothing, {"smoothing": 0.1, "widest": 16}),
+    (*WIDE_LOSS, 'tl.where(larger == -float("inf"), 0.0, larger)', "larger", cross_entropy.test_extreme_rows,
+     WIDE | {"smoothing": 0.0}),
+    (*WIDE_LOSS, 'tl.where(first == -float("inf"), 0.0, first)', "first", cross_entropy.test_extreme_rows,
+     WIDE | {"smoothing": 0.1}),
+    (*LOSS, "tl.exp(x - maximum[:, None])", "tl.exp(x)", cross_entropy.test_extreme_rows, NARROW | {"smoothing": 1.0}),
+    (SUM, "sum_kernel", "total = tl.zeros((BLOCK_REDUCED, BLOCK_KEPT), tl.float32)",
+     "total = tl.full((BLOCK_REDUCED, BLOCK_KEPT), 1.0, tl.float32)", cross_entropy.test_zero_size,
+     {"dtype": SINGLE, "shape": (0, 5)}),
+    (*FINISH, "tl.where(counted, loss, 0.0)", "loss", cross_entropy.test_no_classes, {"dtype": SINGLE}),
+    (*FINISH, 'float("nan")', "0.0", cross_entropy.test_a_target_that_is_no_class_is_nan_on_a_gpu,
+     NARROW | {"monkeypatch": "a fixture"}),
+    (*LOSS_GRADIENT, 'float("nan")', "grad", cross_entropy.test_a_target_that_is_no_class_is_nan_on_a_gpu,
+     WIDE | {"monkeypatch": "a fixture"}),
+    (*LOSS_GRADIENT, "probability - wanted", "probability", cross_entropy.test_gradcheck, {"reduction": "sum", "smoothing": 0.3}),
+    (*LOSS_GRADIENT, "probability - wanted", "wanted", cross_entropy.test_one_row_without_a_dimension_for_it, {"dtype": SINGLE}),
+]  # fmt: skip
+
+
 def name_of(entry: object) -> str:
     _module, kernel, old, new, test, _ = entry
     return f"{kernel}-{' '.join(old.split())[:30]}-{' '.join(new.split())[:30]}-{test.__name__}"
 
 
-@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *ATTENTIONS], ids=name_of)
+@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *ATTENTIONS, *DROPOUT, *CROSS_ENTROPY], ids=name_of)
 def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
     module, kernel, old, new, test, arguments = entry
     if "monkeypatch" in arguments:
@@ -404,6 +515,16 @@ NOT_OF_ATTENTIONS_VALUES = {
 def test_every_test_of_attentions_gradients_has_a_broken_kernel():
     there = {name for name in vars(attention) if name.startswith("test_")}
     assert there == {entry[4].__name__ for entry in ATTENTIONS} | NOT_OF_ATTENTIONS_VALUES
+
+
+def test_every_test_of_dropout_and_cross_entropy_has_a_broken_kernel():
+    of_calls = (
+        "refus", "compiled", "checkpoint", "graph", "kept", "authors", "second_derivative", "autocast", "waits", "two_to_the",
+    )  # fmt: skip
+    for tests, table in ((dropout, DROPOUT), (cross_entropy, CROSS_ENTROPY)):
+        there = {name for name in vars(tests) if name.startswith("test_")}
+        there = {name for name in there if not any(word in name for word in of_calls) or "share_kept" in name}
+        assert there == {entry[4].__name__ for entry in table}
 
 
 @pytest.mark.parametrize(

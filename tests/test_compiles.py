@@ -31,7 +31,7 @@ import pytest
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 ITEMSIZE = {"fp16": 2, "bf16": 2, "fp32": 4}
-ROW_AND_ELEMENTWISE = ("add", "gelu", "layer_norm", "relu", "softmax", "sum_to_size")
+ROW_AND_ELEMENTWISE = ("add", "cross_entropy", "dropout", "gelu", "layer_norm", "relu", "softmax", "sum_to_size")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ class Launches:
             elif isinstance(value, float):
                 launched[parameter.name] = ("fp32", False)
             else:
-                name = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[str(value.dtype).removeprefix("torch.")]
+                names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int64": "i64"}
+                name = names[str(value.dtype).removeprefix("torch.")]
                 dtype = dtype or name
                 launched[parameter.name] = (f"*{name}", value.data_ptr() % 16 == 0)
         assert not given, f"{self.kernel.__name__} has no {', '.join(given)}"
@@ -273,6 +274,17 @@ def row_and_elementwise_jobs(architecture: int, shared: int) -> list[Job]:
         for a, b in (((2051, 1), (1, 1)), ((70, 32), (70, 1)), ((3, 5000), (3, 1)), ((70_000, 16), (16,)), ((2, 100_000), ())):
             both(kernels.add, empty(*a), empty(*b))
         both(kernels.add, empty(300, 20_000), empty(20_000))
+        for dtype in usual:
+            both(lambda x: kernels.dropout(x, 0.1), empty(32, 768, dtype=dtype))
+            for reduction in ("mean", "sum", "none"):
+                target = torch.zeros(64, dtype=torch.int64, device=runtime.DEVICE)
+                x = empty(64, 1000, dtype=dtype)
+                both(lambda x, t=target, r=reduction: kernels.cross_entropy(x, t, reduction=r), x)
+        widest = importlib.import_module("vitcourse.kernels.cross_entropy").WIDEST
+        for columns in (1, 10, 64, widest, widest + 1, 4 * widest):
+            for smoothing in (0.0, 0.1):
+                target = torch.zeros(2 + 2048 // columns, dtype=torch.int64, device=runtime.DEVICE)
+                both(lambda x, t=target, s=smoothing: kernels.cross_entropy(x, t, label_smoothing=s), empty(len(target), columns))
         widest = importlib.import_module("vitcourse.kernels.softmax").WIDEST
         for columns in (1, 64, 1000, widest, widest + 1):
             x = empty(2 + 2048 // columns, columns)

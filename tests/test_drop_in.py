@@ -20,6 +20,7 @@ from vitcourse import kernels, layers, runtime
 
 DEVICE = runtime.DEVICE
 Q = (1, 2, 6, 8)
+CLASSES = torch.tensor([3, 0, 1], device=DEVICE)
 
 
 def torch_patch_embed(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -40,6 +41,13 @@ CALLS = [
     (kernels.layer_norm, F.layer_norm, {"input": (2, 3, 4)},
      [((4,),), ([3, 4],), (torch.Size([4]), None, None, 0.1), {"normalized_shape": [4]}, {"normalized_shape": (3, 4), "eps": 0.1},
       {"normalized_shape": (4,), "weight": None, "bias": None}]),
+    (kernels.cross_entropy, F.cross_entropy, {"input": (3, 4)},
+     [(CLASSES,), (CLASSES, None, None, 1), (CLASSES, None, None, -100, None, "sum", 0.1), {"target": CLASSES},
+      {"target": CLASSES, "reduction": "none", "ignore_index": 3, "weight": None}]),
+    (kernels.cross_entropy, F.cross_entropy, {"input": (2, 4, 3)}, [(CLASSES.expand(2, 3),), {"target": CLASSES.expand(2, 3)}]),
+    # Of what is dropped, two generators have two opinions.
+    (kernels.dropout, F.dropout, {"input": (3, 4)},
+     [(0.0,), (0.5, False), (1.0, True, False), {"p": 0.0}, {"p": 0.3, "training": False, "inplace": False}]),
     (kernels.linear, F.linear, {"input": (2, 3, 4), "weight": (5, 4), "bias": (5,)}, [()]),
     (kernels.linear, F.linear, {"input": (4,), "weight": (5, 4)}, [(), (None,), {"bias": None}]),
     (kernels.bmm, torch.bmm, {"input": (2, 3, 4), "mat2": (2, 4, 5)}, [()]),
@@ -116,6 +124,9 @@ UNSUPPORTED = [
     (kernels.add, (X, X), {"alpha": 2}, "alpha"),
     (kernels.add, (X, X), {"out": X}, "out"),
     (kernels.add, (X, 1.0), {}, "other"),
+    (kernels.cross_entropy, (X, X), {}, "target"),
+    (kernels.cross_entropy, (X, CLASSES[:2], X[0]), {}, "weight"),
+    (kernels.dropout, (X,), {"inplace": True}, "inplace"),
     (kernels.relu, (X,), {"inplace": True}, "inplace"),
     (kernels.gelu, (X,), {"approximate": "erf"}, "approximate"),
     (kernels.softmax, (X,), {}, "dim"),
@@ -150,6 +161,9 @@ def test_no_argument_is_swallowed():
 # Of tensors to a result, or to a tuple of them; PyTorch's way to the same; shapes.
 SAMPLES = {
     "add": (kernels.add, torch.add, [(4, 6), (6,)]),
+    "cross entropy": (
+        lambda x: kernels.cross_entropy(x, x.detach().argmin(1)), lambda x: F.cross_entropy(x, x.detach().argmin(1)), [(4, 6)],
+    ),
     "gelu": (kernels.gelu, F.gelu, [(4, 6)]),
     "gelu tanh": (lambda x: kernels.gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh"), [(4, 6)]),
     "relu": (kernels.relu, F.relu, [(4, 6)]),
@@ -351,7 +365,17 @@ def test_compiled_code_refuses_as_eager_code_does(fresh_dynamo):
 
 ROWS = (4, 6)
 K, V, RESULT = (1, 2, 5, 8), (1, 2, 5, 3), (1, 2, 6, 3)
+INDICES = {"cross_entropy": [1], "cross_entropy_backward": [2], "dropout": [1]}  # arguments that are int64
 OPERATORS = {
+    "cross_entropy": [
+        ((ROWS, (4,)), (-100, 0.1, "mean", torch.float32)), ((ROWS, (4,)), (0, 0.0, "sum", torch.float16)),
+        ((ROWS, (4,)), (-100, 0.0, "none", torch.float32)), (((0, 6), (0,)), (-100, 0.0, "sum", torch.float32)),
+    ],
+    "cross_entropy_backward": [
+        (((), ROWS, (4,), (2, 4), (2,)), (-100, 0.1, "mean")), (((4,), ROWS, (4,), (2, 4), (0,)), (-100, 0.0, "none")),
+        (((), (0, 6), (0,), (2, 0), (2,)), (-100, 0.0, "sum")),
+    ],
+    "dropout": [((ROWS, (1,)), (0.5, [6, 1])), ((ROWS, (1,)), (0.5, [1, 4])), (((0, 3), (1,)), (0.5, [3, 1]))],
     "add": [((ROWS, (6,)), (torch.float32,)), (((0, 3), (1, 3)), (torch.float32,)), (((3, 1), (1, 2)), (torch.float32,))],
     "sum_to_size": [((ROWS,), ([1, 6], torch.float32)), ((ROWS,), ([6], torch.float16)), ((ROWS,), ([], torch.float32)),
                     ((ROWS,), ([4, 6], torch.float32)), (((0, 3),), ([3], torch.float32))],
@@ -386,7 +410,7 @@ OPERATORS = {
 
 
 # How many of an operator's tensors, the last ones, are statistics.
-STATISTICS = {"layer_norm_backward": 1, "attention_query_backward": 1, "attention_key_backward": 2}
+STATISTICS = {"cross_entropy_backward": 2, "layer_norm_backward": 1, "attention_query_backward": 1, "attention_key_backward": 2}
 
 
 def registered() -> set[str]:
@@ -409,6 +433,8 @@ def test_operators_keep_pytorchs_rules(dtype, name, layout):
         tensors = [
             None if shape is None else tensor(shape, of, layout, seed=i) for i, (shape, of) in enumerate(zip(shapes, types))
         ]
+        for place in INDICES.get(name, []):
+            tensors[place] = torch.zeros_like(tensors[place], dtype=torch.int64)
         torch.library.opcheck(getattr(torch.ops.vitcourse, name).default, (*tensors, *rest))
 
 
