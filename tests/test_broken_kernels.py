@@ -19,6 +19,7 @@ import test_cross_entropy as cross_entropy
 import test_dropout as dropout
 import test_gradients as gradients
 import test_kernels as forward
+import test_linear_gradients as products
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
@@ -265,6 +266,63 @@ BACKWARD = [
      gradients.test_layer_norm_of_many_rows, {"dtype": HALF, "rows": 67, "widest": 16}),
 ]  # fmt: skip
 
+BMM, LINEAR = products.BMM, products.LINEAR
+LOAD = "weight.load([start, tile_n * BLOCK_N])"
+
+
+def product(M=33, N=35, K=50, **other) -> dict:
+    return {"M": M, "N": N, "K": K, "splits": 3, "activation": None, "at": "contiguous", "seed": 0, "dtype": SINGLE} | other
+
+
+PRODUCTS = [
+    (LINEAR, "linear_kernel", "tl.store(preactivation_ptr + m[:, None] * N + n[None, :], accumulator",
+     "tl.store(preactivation_ptr + m[:, None] * N + n[None, :], accumulator + 1e-3", products.test_every_activation,
+     {"dtype": SINGLE, "activation": "gelu"}),
+    (LINEAR, "linear_kernel", "mask = (m < M)[:, None] & (n < N)[None, :]", "mask = (m < M)[:, None] & (n < N + 1)[None, :]",
+     products.test_linear_drawn,
+     {"leading": (), "M": 5, "N": 7, "K": 3, "at": DENSE, "activation": "gelu_tanh", "given_": (True, False), "seed": 0,
+      "dtype": SINGLE}),
+    (LINEAR, "linear_kernel", "accumulator += tl.load(bias_ptr", "accumulator -= tl.load(bias_ptr",
+     products.test_linear_with_some_of_it_frozen, {"dtype": SINGLE, "activation": "relu", "needed": ["weight"]}),
+    (LINEAR, "linear_kernel", "tl.minimum(first + share, K)", "first + share - BLOCK_K", products.test_linear_small_blocks,
+     product(M=80)),
+    (LINEAR, "linear_kernel", "first = split * share", "first = split * share + 1", products.test_linear_small_blocks,
+     product(M=80)),
+    (LINEAR, "linear_kernel", "first = split * share", "first = split * BLOCK_K", products.test_weight_gradient_of_many_rows,
+     {"dtype": SINGLE, "rows": 1000, "splits": 4}),
+    (LINEAR, "linear_kernel", "output_ptr += split.to(tl.int64) * M * N", "output_ptr += split.to(tl.int64) * 0",
+     products.test_weight_gradient_of_many_rows, {"dtype": HALF, "rows": 64, "splits": 4}),
+    (LINEAR, "linear_kernel", "a_ptrs += first.to(tl.int64) * input_column_stride", "a_ptrs += first.to(tl.int64)",
+     products.test_layouts, {"dtype": SINGLE, "layout": "contiguous"}),
+    (LINEAR, "linear_kernel", "b_ptrs += first.to(tl.int64) * weight_column_stride", "b_ptrs += 0",
+     products.test_layouts, {"dtype": HALF, "layout": "padded"}),
+    (LINEAR, "linear_kernel", "k[None, :] * input_column_stride", "k[None, :] * tl.minimum(input_column_stride, 11)",
+     products.test_linear_of_more_dimensions, {"dtype": SINGLE}),
+    (LINEAR, "linear_kernel", "n[None, :] * weight_row_stride", "n[None, :]",
+     products.test_gradients_that_come_from_a_sum_or_a_transpose, {"dtype": SINGLE}),
+    (LINEAR, "linear_kernel", "tl.zeros((BLOCK_M, BLOCK_N), tl.float32)", "tl.full((BLOCK_M, BLOCK_N), 1.0, tl.float32)",
+     products.test_zero_size, {"dtype": SINGLE, "M": 0, "N": 5, "K": 3}),
+    (LINEAR, "linear_kernel", "tl.dot(a, b, accumulator, input_precision=PRECISION)\n            a_ptrs",
+     "tl.dot(a, b, accumulator, input_precision=PRECISION).to(tl.float16).to(tl.float32)\n            a_ptrs",
+     products.test_sums_over_rows_are_kept_in_float32, {}),
+    (LINEAR, "linear_kernel", LOAD, LOAD.replace("tile_n", "tile_m"), products.test_linear_through_descriptors,
+     {"dtype": SINGLE, "activation": None, "splits": 1}),
+    (LINEAR, "linear_kernel", "input.load([start, tile_m * BLOCK_M]).T", "input.load([start - first, tile_m * BLOCK_M]).T",
+     products.test_linear_through_descriptors, {"dtype": HALF, "activation": "gelu", "splits": 3}),
+    (LINEAR, "linear_kernel", "b_mask = n[None, :] < N", "b_mask = n[None, :] < N - 1", products.test_gradcheck,
+     {"name": "linear"}),
+    (LINEAR, "linear_kernel", "(m < M)[:, None]", "(m < M - 1)[:, None]",
+     products.test_a_gradient_that_is_no_number_stays_where_it_is, {"dtype": SINGLE}),
+    (BMM, "bmm_kernel", "accumulator * scale", "accumulator", products.test_bmm_drawn,
+     {"batch": 2, "M": 5, "N": 7, "K": 3, "at": DENSE[:3], "scale": 0.125, "seed": 0, "dtype": SINGLE}),
+    (BMM, "bmm_kernel", "b_ptrs += BLOCK_K * mat2_row_stride", "b_ptrs += BLOCK_K", products.test_bmm_small_blocks,
+     {"dtype": HALF}),
+    (BMM, "bmm_kernel", "n[None, :] * mat2_column_stride", "n[None, :]", products.test_bmm_with_one_side_frozen,
+     {"dtype": SINGLE}),
+    (BMM, "bmm_kernel", "k[None, :] < K - start", "k[None, :] <= K - start", products.test_bmm_small_blocks, {"dtype": SINGLE}),
+    (BMM, "bmm_kernel", "k[None, :] * input_column_stride", "k[None, :]", products.test_gradcheck, {"name": "bmm"}),
+]  # fmt: skip
+
 
 ATTENTION, QUERIES, KEYS = attention.ATTENTION, "attention_query_backward_kernel", "attention_key_backward_kernel"
 BLOCKS = {"block_m": 16, "block_n": 16, "is_causal": False, "dtype": SINGLE}
@@ -467,7 +525,7 @@ def name_of(entry: object) -> str:
     return f"{kernel}-{' '.join(old.split())[:30]}-{' '.join(new.split())[:30]}-{test.__name__}"
 
 
-@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *ATTENTIONS, *DROPOUT, *CROSS_ENTROPY], ids=name_of)
+@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *PRODUCTS, *ATTENTIONS, *DROPOUT, *CROSS_ENTROPY], ids=name_of)
 def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
     module, kernel, old, new, test, arguments = entry
     if "monkeypatch" in arguments:
@@ -481,6 +539,10 @@ NOT_OF_VALUES = {
     "test_a_second_derivative_is_refused", "test_gradients_add_up_over_two_backward_passes",
     "test_an_operand_used_twice_gets_both_gradients", "test_nothing_is_computed_for_what_is_frozen",
     "test_one_tensor_is_kept_for_the_backward_pass", "test_past_two_to_the_31_elements", "test_vit_base_shapes",
+    # of test_linear_gradients.py
+    "test_nothing_is_computed_for_the_side_of_bmm_that_is_frozen", "test_what_is_kept_for_the_backward_pass", "test_splits",
+    "test_weight_gradient_is_the_same_every_time", "test_autocast_with_a_float32_residual",
+    "test_autocast_to_a_type_that_the_interpreter_has_not_is_refused",
 }  # fmt: skip
 
 
@@ -498,7 +560,9 @@ def test_every_test_of_a_result_has_a_broken_kernel():
 
 def test_every_test_of_a_gradient_has_a_broken_kernel():
     there = {name for name in vars(gradients) if name.startswith("test_")}
-    assert there == {entry[4].__name__ for entry in BACKWARD} | NOT_OF_VALUES
+    assert there - NOT_OF_VALUES == {entry[4].__name__ for entry in BACKWARD}
+    there = {name for name in vars(products) if name.startswith("test_")}
+    assert there - NOT_OF_VALUES == {entry[4].__name__ for entry in PRODUCTS}
 
 
 # The same of attention's; and what needs a GPU, or has values that a test of the table above has met.

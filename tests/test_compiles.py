@@ -8,7 +8,7 @@ Not every combination is compiled, which would take half an hour, but on every a
 
 - every configuration of `linear` that fits there: in float16 with bias, GELU and residual, through pointers and, from sm_90
   on, also through descriptors; in float32 (the most shared memory); bfloat16 with its fast GELU, TF32, and every other flag
-  in one of them;
+  in one of them; for its backward pass, with one or both operands transposed, all of them again in float16 and float32;
 - every configuration of attention that fits there, in float16 with heads of 64; for each other head size and for the other
   types the first that fits, which takes the most shared memory; the same of its two backward kernels;
 - `bmm` and `patch_embed` in every type;
@@ -65,8 +65,8 @@ def compile_job(job: Job) -> tuple[int, str]:
     constants = dict(job.constants)
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
-        if name.endswith("column_stride"):
-            constants.setdefault(name, 1)
+        if name.endswith("column_stride") and constants.setdefault(name, 1) is ...:  # of a transposed matrix: no constant
+            del constants[name]
         if name in constants:
             signature[name] = "constexpr"
         elif name in job.launched:
@@ -108,19 +108,28 @@ def precision(architecture: int, dtype: str) -> str:
 
 
 def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
-    configs = importlib.import_module("vitcourse.kernels.linear").CONFIGS
+    module = importlib.import_module("vitcourse.kernels.linear")
+    configs, weight_configs = module.CONFIGS, module.WEIGHT_GRAD_CONFIGS
 
-    def job(config, dtype, activation=None, bias=True, residual=True, tma=False, **rest) -> Job:
+    def job(config, dtype, activation=None, bias=True, residual=True, tma=False, transposed=(False, False), **rest) -> Job:
         m, n, k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-        flags = {"HAS_BIAS": bias, "ACTIVATION": activation, "HAS_RESIDUAL": residual, "TMA": tma}
-        flags["PRECISION"] = precision(architecture, dtype)
-        flags |= {"K_FITS": True} | {name: value for name, value in rest.items() if name in ("PRECISION", "K_FITS")}
+        flags = {"HAS_BIAS": bias, "ACTIVATION": activation, "HAS_RESIDUAL": residual, "TMA": tma, "SAVE": False, "SPLIT": False}
+        flags |= {"INPUT_TRANSPOSED": tma and transposed[0], "WEIGHT_TRANSPOSED": tma and transposed[1]}
+        flags |= {"PRECISION": precision(architecture, dtype), "K_FITS": True}
+        flags |= {name: value for name, value in rest.items() if name in flags}
         absent = {"bias_ptr": None} if not bias else {}
         absent |= {"residual_ptr": None} if not residual else {}
+        absent |= {"preactivation_ptr": None} if not flags["SAVE"] else {}
+        absent |= {"splits": 1} if not flags["SPLIT"] else {}
+        # A transposed matrix of dense rows: its elements follow each other along its columns.
+        absent |= {"input_row_stride": 1, "input_column_stride": ...} if transposed[0] else {}
+        absent |= {"weight_row_stride": 1, "weight_column_stride": ...} if transposed[1] else {}
+        blocks = [(m, k), (n, k)]
+        blocks = [block[::-1] if flag else block for block, flag in zip(blocks, transposed)]
         return Job(
             architecture, "linear", "linear_kernel", dtype, flags | absent | config.blocks, config.num_warps, config.num_stages,
             estimate=configs[ITEMSIZE[dtype]].shared_bytes(config, ITEMSIZE[dtype]),
-            descriptors={"input": (m, k), "weight": (n, k)} if tma else {}, aligned=rest.get("aligned", True),
+            descriptors=dict(zip(("input", "weight"), blocks)) if tma else {}, aligned=rest.get("aligned", True),
         )  # fmt: skip
 
     half, single = (configs[size].fitting(shared, size) for size in (2, 4))
@@ -142,6 +151,20 @@ def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
     if architecture >= 90:
         yield job(half[0], "bf16", "gelu_fast", tma=True)
         yield job(single[-1], "fp32", tma=True)
+
+    # For training: a forward pass that keeps what the activation was given, and the two products of the backward pass.
+    bare = {"bias": False, "residual": False}
+    yield job(smallest, "fp16", "gelu", SAVE=True)
+    for table, dtype in ((half, "fp16"), (single, "fp32")):
+        for config in table:
+            yield job(config, dtype, tma=architecture >= 90, transposed=(False, True), **bare)
+    yield job(smallest, "fp16", transposed=(False, True), K_FITS=False, **bare)
+    for size, dtype in ((2, "fp16"), (4, "fp32")):
+        for index, config in enumerate(weight_configs[size].fitting(shared, size)):
+            yield job(config, dtype, tma=architecture >= 90, transposed=(True, True), SPLIT=True, K_FITS=False, **bare)
+            if index == 0 and architecture >= 80:
+                yield job(config, {2: "bf16", 4: "fp32"}[size], transposed=(True, True), SPLIT=True, **bare)
+    yield job(smallest, "fp16", transposed=(True, True), **bare)
 
 
 def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
@@ -370,14 +393,16 @@ def test_something_fits_everywhere():
     from vitcourse import runtime
 
     assert tuple(runtime.SHARED_MEMORY) == ARCHITECTURES
-    linear = importlib.import_module("vitcourse.kernels.linear").CONFIGS
+    linear = importlib.import_module("vitcourse.kernels.linear")
     attention = importlib.import_module("vitcourse.kernels.attention")
     attention_tables = (
         attention._configs,
         *(functools.partial(attention._backward_configs, owner) for owner in ("query", "key")),
     )
     sizes = (16, 32, 64, 128, 256)
-    tables = [(configs, (itemsize,)) for itemsize, configs in linear.items()]
+    tables = [
+        (configs, (itemsize,)) for each in (linear.CONFIGS, linear.WEIGHT_GRAD_CONFIGS) for itemsize, configs in each.items()
+    ]
     tables += [(table(d, v), (2, 4)) for table in attention_tables for d in sizes for v in sizes]
     for configs, itemsizes in tables:
         for architecture, shared in runtime.SHARED_MEMORY.items():

@@ -188,6 +188,15 @@ SAMPLES = {
         lambda x, w, b, r: kernels.layer_norm(x, w.shape, w, b, residual=r),
         lambda x, w, b, r: (F.layer_norm(x + r, w.shape, w, b), x + r), [(4, 6), (6,), (6,), (4, 6)],
     ),
+    "linear": (lambda x, w, b: kernels.linear(x, w, b), lambda x, w, b: F.linear(x, w, b), [(2, 4, 6), (3, 6), (3,)]),
+    "linear, gelu and a sum": (
+        lambda x, w, b, r: kernels.linear(x, w, b, activation="gelu", residual=r),
+        lambda x, w, b, r: F.gelu(F.linear(x, w, b)) + r, [(4, 6), (3, 6), (3,), (4, 3)],
+    ),
+    "linear and relu": (
+        lambda x, w: kernels.linear(x, w, activation="relu"), lambda x, w: F.relu(F.linear(x, w)), [(4, 6), (3, 6)],
+    ),
+    "bmm": (lambda a, b: kernels.bmm(a, b, scale=0.5), lambda a, b: torch.bmm(a, b) * 0.5, [(2, 4, 6), (2, 6, 3)]),
     "attention": (kernels.scaled_dot_product_attention, F.scaled_dot_product_attention, [(2, 3, 6, 8)] * 3),
     "causal attention": (
         lambda q, k, v: kernels.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5),
@@ -268,11 +277,11 @@ def test_autocast_of_layer_norm(half, dtype_of_input):
 
 
 def model_of(source) -> nn.Sequential:
-    """Two linear layers of PyTorch's, with what comes between and after them from `source`: torch.nn, or our layers."""
+    """Three linear layers, and what comes between and after them, from `source`: torch.nn, or our layers."""
     torch.manual_seed(0)
     modules = [
-        nn.Linear(10, 32), source.LayerNorm(32), source.GELU(), nn.Linear(32, 16), source.ReLU(), source.LayerNorm(16, eps=1e-6),
-        source.GELU(approximate="tanh"), nn.Linear(16, 8), source.Softmax(dim=-1),
+        source.Linear(10, 32), source.LayerNorm(32), source.GELU(), source.Linear(32, 16), source.ReLU(),
+        source.LayerNorm(16, eps=1e-6), source.GELU(approximate="tanh"), source.Linear(16, 8), source.Softmax(dim=-1),
     ]  # fmt: skip
     model = nn.Sequential(*modules).to(DEVICE)
     for parameter in model.parameters():
@@ -394,6 +403,13 @@ OPERATORS = {
         ((ROWS, None, ROWS, (6,), (2, 4)), (torch.float16,)), (((0, 6), None, (0, 6), (6,), (2, 0)), (torch.float32,)),
         (((0, 6), None, (0, 6), (6,), (2, 0)), (None,)),
     ],
+    "linear": [
+        ((ROWS, (3, 6), (3,), (4, 3)), ("gelu", torch.float32, True)), ((ROWS, (3, 6), None, None), (None, torch.float16, False)),
+        (((0, 6), (3, 6), None, None), ("relu", torch.float32, True)),
+        (((4, 0), (3, 0), (3,), None), (None, torch.float32, False)),
+    ],
+    "linear_weight_backward": [((ROWS, (4, 3)), ()), (((0, 6), (0, 3)), ()), ((ROWS, (4, 0)), ())],
+    "bmm": [(((2, 4, 6), (2, 6, 3)), (0.5,)), (((2, 4, 0), (2, 0, 3)), (1.0,)), (((0, 4, 6), (0, 6, 3)), (1.0,))],
     "attention": [
         ((Q, K, V), (None, False, True)), ((Q, K, V), (0.5, True, False)),
         ((Q, (1, 2, 0, 8), (1, 2, 0, 3)), (None, False, True)),

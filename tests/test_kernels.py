@@ -836,7 +836,7 @@ def ordinary(dtype=torch.float32, device=runtime.DEVICE) -> dict[str, tuple[Call
 ARGUMENTS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in tensors]
 # `add` promotes; everything else takes one type, but for float32 parameters of a layer norm.
 SECONDS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in list(tensors)[1:] if name != "add"]
-FORWARD_ONLY = ("linear", "bmm", "patch_embed")
+FORWARD_ONLY = ("patch_embed",)
 
 
 def refused(name: str, argument: str, value: object, error: type[Exception], *words: str) -> None:
