@@ -682,3 +682,14 @@ def test_vit_base_shapes(dtype, batch):
     check_softmax(tensor((batch, heads, tokens, tokens), dtype, seed=5))
     check_gelu(tensor((batch, tokens, 4 * hidden), dtype, seed=6))
     check_relu(tensor((batch, tokens, 4 * hidden), dtype, seed=6))
+
+
+def test_results_may_be_changed_in_place():
+    # Not so where a Function returns a view: autograd refuses to change one that it has not made itself. (ReLU's and softmax's
+    # results are kept for the backward pass, so there it refuses as it does with PyTorch's own.)
+    inputs = {"x": tensor((2, 3, 4), torch.float32), "residual": tensor((2, 3, 4), torch.float32, seed=1)}
+    leaves = {name: value.requires_grad_() for name, value in inputs.items()}
+    normalized, total = kernels.layer_norm(leaves["x"], (4,), residual=leaves["residual"])
+    (normalized.mul_(2).sum() + total.sum()).backward()
+    for function in (kernels.gelu, lambda x: kernels.add(x, x[0])):
+        function(leaves["x"]).add_(1).sum().backward()

@@ -817,6 +817,11 @@ def ordinary(dtype=torch.float32, device=runtime.DEVICE) -> dict[str, tuple[Call
         "relu": (kernels.relu, {"input": t(2, 3)}),
         "gelu": (kernels.gelu, {"input": t(2, 3)}),
         "softmax": (lambda **tensors: kernels.softmax(**tensors, dim=-1), {"input": t(2, 3)}),
+        "dropout": (kernels.dropout, {"input": t(2, 3)}),
+        "cross_entropy": (
+            lambda **tensors: kernels.cross_entropy(**tensors, target=torch.zeros(2, dtype=torch.int64, device=device)),
+            {"input": t(2, 3)},
+        ),
         "layer_norm": (
             lambda residual, **tensors: kernels.layer_norm(**tensors, normalized_shape=(3,), residual=residual)[0],
             {"input": t(2, 3), "weight": t(3), "bias": t(3), "residual": t(2, 3)},

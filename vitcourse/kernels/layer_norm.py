@@ -300,22 +300,24 @@ class _LayerNorm(torch.autograd.Function):
         output, total, statistics = _layer_norm(x, r, weight, bias, eps, dtype, True)
         ctx.save_for_backward(x if r is None else total, weight, statistics)
         ctx.dtypes, ctx.shapes = zip(*((t.dtype, t.shape) if t is not None else (None, None) for t in (weight, bias)))
+        ctx.shape = input.shape
         ctx.set_materialize_grads(False)
-        return output.view(input.shape), None if r is None else total.view(input.shape)
+        return output, None if r is None else total  # as rows: a view of what a Function returns is made outside of it
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, total_grad):
         x, weight, statistics = ctx.saved_tensors
         needs_input, needs_residual, *needs_sums = ctx.needs_input_grad[:4]
+        # The gradients of input and residual are one tensor, and not two views of it: autograd copies what it would keep twice,
+        # but only if it can tell.
         if grad is None:  # nothing but the sum was used
-            return total_grad, total_grad, None, None, None, None, None
+            x_grad = total_grad.reshape(ctx.shape)
+            return x_grad, x_grad, None, None, None, None, None
         dtypes = [dtype for dtype, needed in zip(ctx.dtypes, needs_sums) if needed]
         dtype = torch.promote_types(dtypes[0], dtypes[-1]) if dtypes else None
-        rows = _as_rows(x.shape, grad, total_grad)
-        x_grad, sums = _layer_norm_backward(*rows, x, weight, statistics, dtype)
-        # One tensor for both, and not two views of it: autograd copies what it would keep twice, but only if it can tell.
-        x_grad = x_grad.view(grad.shape)
+        x_grad, sums = _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype)
+        x_grad = x_grad.view(ctx.shape)
         weight_grad, bias_grad = (sums[i].to(ctx.dtypes[i]).view(ctx.shapes[i]) if needs_sums[i] else None for i in (0, 1))
         return x_grad if needs_input else None, x_grad if needs_residual else None, weight_grad, bias_grad, None, None, None
 
@@ -358,5 +360,5 @@ def layer_norm(
         output, total = _LayerNorm.apply(input, residual, weight, bias, eps, dtype, size)
     else:
         output, total, _ = _layer_norm(*_as_rows(size, input, residual), weight, bias, eps, dtype, False)
-        output, total = output.view(input.shape), total if residual is None else total.view(input.shape)
-    return output if residual is None else (output, total)
+    output = output.view(input.shape)
+    return output if residual is None else (output, total.view(input.shape))
