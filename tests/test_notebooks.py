@@ -79,7 +79,7 @@ def comparable(cell: NotebookNode) -> list[tuple]:
     """A cell's outputs without pictures, which no test compares."""
     kept = []
     for output in cell.outputs:
-        data = [(kind, text) for kind, text in output.get("data", {}).items() if not kind.startswith("image/")]
+        data = sorted((kind, text) for kind, text in output.get("data", {}).items() if not kind.startswith("image/"))
         kept.append((*map(output.get, ("output_type", "name", "text", "ename", "evalue")), *data))
     return kept
 

@@ -312,7 +312,7 @@ class _LayerNorm(torch.autograd.Function):
         # The gradients of input and residual are one tensor, and not two views of it: autograd copies what it would keep twice,
         # but only if it can tell.
         if grad is None:  # nothing but the sum was used
-            x_grad = total_grad.reshape(ctx.shape)
+            x_grad = None if total_grad is None else total_grad.reshape(ctx.shape)
             return x_grad, x_grad, None, None, None, None, None
         dtypes = [dtype for dtype, needed in zip(ctx.dtypes, needs_sums) if needed]
         dtype = torch.promote_types(dtypes[0], dtypes[-1]) if dtypes else None

@@ -161,7 +161,9 @@ def axpy(function: Callable) -> Verdict:
     def build(size, dtype, scale):
         # Away from 1, where forgetting it would not show, and from whole numbers.
         alpha = between(2.25, 2.75) * (1 if np.random.default_rng().random() < 0.5 else -1)
-        return {"alpha": alpha, "x": draw(size, dtype, scale), "y": draw(size, dtype, scale)}
+        x = draw(size, dtype, scale)
+        # With the sign of alpha * x: a sum that cancels would have a tolerance smaller than one rounding of its terms.
+        return {"alpha": alpha, "x": x, "y": draw(size, dtype, scale).abs() * torch.sign(alpha * x)}
 
     mistakes = [
         ("alpha was left out: the result is x + y.", lambda alpha, x, y: x + y),
