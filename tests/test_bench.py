@@ -96,8 +96,9 @@ def test_a_measurement_has_its_percentage_and_its_machine() -> None:
 @interpreter_only
 def test_nothing_is_timed_in_the_interpreter() -> None:
     called = []
-    with pytest.raises(RuntimeError, match="nothing is timed"):
-        measure.milliseconds(lambda: called.append(1))
+    for timer in (measure.milliseconds, measure.kernel_milliseconds):
+        with pytest.raises(RuntimeError, match="nothing is timed"):
+            timer(lambda: called.append(1))
     assert not called
 
 

@@ -61,11 +61,10 @@ def kernel_milliseconds(function: Callable[[], object], rep: int = 50) -> tuple[
     """`milliseconds` without what the host takes to launch: the GPU waits before each call until the host has queued it.
 
     For one operation. A whole model is timed with `milliseconds`, because what its launches cost is part of what it costs.
+    Raises RuntimeError with no GPU, as that does.
     """
-    if runtime.DEVICE.type != "cuda":
-        raise RuntimeError("nothing is timed in Triton's interpreter: its speed says nothing about a GPU's")
-    cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # several times any L2
     estimate = max(1e-3, milliseconds(function, rep=5)[0])
+    cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # several times any L2
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(200, max(10, int(rep / estimate))))]
     for start, end in events:
         cache.zero_()

@@ -112,7 +112,7 @@ def _softmax(x: torch.Tensor, queries: int, causal: bool, dtype: torch.dtype) ->
     output = torch.empty((rows, columns), dtype=dtype, device=x.device)
     if triton.next_power_of_2(columns) <= WIDEST:
         tile = _tile(rows, columns)
-        if columns <= 256:
+        if columns <= 256:  # a warp with rows of its own: faster forward on an H200, and slower backward
             tile["num_warps"] = 1
         softmax_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](
             x, output, rows, columns, *x.stride(), queries, CAUSAL=causal, **tile
