@@ -13,8 +13,9 @@ import triton.language as tl
 
 from ..runtime import DEVICE, INTERPRETER, multiprocessors, operator
 
-# Elements of a program's tile, and the most sums in it where neighbours in memory belong to different sums: enough for whole
-# 128-byte lines, or, where there are few sums with few terms, few enough to occupy every multiprocessor.
+# Elements of a program's tile, and the sums in it where neighbours in memory belong to different sums: enough for whole
+# 128-byte lines (up to sixteen times as many, where few terms would leave the tile small), or, where there are few sums
+# with few terms, few enough to occupy every multiprocessor.
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 8192
 WIDE, NARROW = (1 << 12, 1 << 12) if INTERPRETER else (64, 8)
 
@@ -43,7 +44,7 @@ def sum_middle(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     few = inner > 1 and reduced <= 2048 and kept <= 256 * WIDE  # sums, with few terms
     block_kept = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1)))
     if inner > 1:
-        block_kept = NARROW if few else WIDE
+        block_kept = NARROW if few else min(max(block_kept, WIDE), 16 * WIDE)
     block_kept = min(triton.next_power_of_2(kept), block_kept)
     block_reduced = min(triton.next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
     kept_blocks = triton.cdiv(kept, block_kept)

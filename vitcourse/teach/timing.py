@@ -127,13 +127,13 @@ def launches(name: str, functions: dict[str, Callable[[], object]], calls: int =
 def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
     """The rows as text: a line a place and a column a provider, each with its time and its share of the limit.
 
-    The metric itself stands between the two where there are three columns or fewer, and a page is wide enough for it.
+    The metric itself stands between the two where there are two columns or fewer: with more, a page would be too narrow.
     """
     if not rows:
         return ""
     providers = list(dict.fromkeys(row.provider for row in rows))
     names = {row.shape: " x ".join(f"{int(size):,}" for size in row.shape.split("x")) for row in rows}
-    first, width = max(14, *map(len, names.values())), 34 if len(providers) <= 3 else 22
+    first, width = max(14, *map(len, names.values())), 34 if len(providers) <= 2 else 22
     lines = [f"{place:>{first}}" + "".join(f"{provider:>{width}}" for provider in providers)]
     for shape, name in names.items():
         cells = []
@@ -142,7 +142,7 @@ def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
             if row is None:
                 cells.append("-")
                 continue
-            value = f" {row.value:7,.0f} {row.metric}" if len(providers) <= 3 else ""
+            value = f" {row.value:7,.0f} {row.metric}" if len(providers) <= 2 else ""
             share = "" if row.percent_of_limit is None else f" ({row.percent_of_limit:3.0f} %)"
             cells.append(f"{1e3 * row.ms:,.1f} us{value}{share}")
         lines.append(f"{name:>{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
