@@ -56,9 +56,9 @@ def layer_norm_kernel(
         tl.store(statistics_ptr + rows + row, rstd, mask=row < rows)
     y = centered * rstd[:, None]
     if HAS_WEIGHT:
-        y *= tl.load(weight_ptr + column, mask=column_mask).to(tl.float32)[None, :]
+        y *= tl.load(weight_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
-        y += tl.load(bias_ptr + column, mask=column_mask).to(tl.float32)[None, :]
+        y += tl.load(bias_ptr + column, mask=column_mask, other=0.0).to(tl.float32)[None, :]
     tl.store(output_ptr + here, y, mask=mask)
 
 
@@ -101,9 +101,9 @@ def wide_layer_norm_kernel(
         mask = column < columns
         y = (tl.load(columns_ptr + column * column_stride, mask=mask, other=0.0).to(tl.float32) - mean) * rstd
         if HAS_WEIGHT:
-            y *= tl.load(weight_ptr + column, mask=mask).to(tl.float32)
+            y *= tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
         if HAS_BIAS:
-            y += tl.load(bias_ptr + column, mask=mask).to(tl.float32)
+            y += tl.load(bias_ptr + column, mask=mask, other=0.0).to(tl.float32)
         tl.store(output_ptr + first + column, y, mask=mask)
 
 
