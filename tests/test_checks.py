@@ -15,6 +15,7 @@ import wrong_answers_02
 import wrong_answers_03
 import wrong_answers_04
 import wrong_answers_05
+import wrong_answers_08
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
@@ -25,7 +26,15 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-BANKS = (wrong_answers_00, wrong_answers_01, wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05)
+BANKS = (
+    wrong_answers_00,
+    wrong_answers_01,
+    wrong_answers_02,
+    wrong_answers_03,
+    wrong_answers_04,
+    wrong_answers_05,
+    wrong_answers_08,
+)
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
 HERE = Path(__file__).parent
@@ -247,6 +256,7 @@ import wrong_answers_02
 import wrong_answers_03
 import wrong_answers_04
 import wrong_answers_05
+import wrong_answers_08
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -259,7 +269,7 @@ for name, chosen in names.items():
         verdict = getattr(check, name)(answer)
         assert verdict.status == "wrong" and re.search(pattern, " ".join(repr(verdict).split())), verdict
         print(repr(verdict))
-for more in (wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05):
+for more in (wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05, wrong_answers_08):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name
         for answer, pattern in answers[:3]:

@@ -16,6 +16,7 @@ from .lesson_02 import add_positions, add_row, add_strided, sum_rows
 from .lesson_03 import bias_gelu, gelu_tanh, silu, silu_backward
 from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softmax
 from .lesson_05 import add_layer_norm, layer_norm, rms_norm, weight_gradients
+from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 
 __all__ = [
     "Verdict",
@@ -25,15 +26,19 @@ __all__ = [
     "add_positions",
     "add_row",
     "add_strided",
+    "attention_traffic",
     "axpy",
     "bias_gelu",
+    "bmm",
     "floor_us",
     "gelu_tanh",
+    "head_offset",
     "layer_norm",
     "linear_cost",
     "log_softmax",
     "merge",
     "persistent_add",
+    "plain_attention",
     "rms_norm",
     "silu",
     "silu_backward",

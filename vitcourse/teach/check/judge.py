@@ -346,6 +346,7 @@ class Exercise:
     illegal: looks at an access outside of a tensor, and returns the hint that fits, or "".
     gaps: looks at an attempt with elements that were never stored, and returns the hint that fits, or "".
     torch_may_finish: whether PyTorch may take the last step, from what a kernel stored to the result.
+    torch_may_compute: whether PyTorch may do all of it, so that no kernel has to be launched, nor to store the result.
     """
 
     reference: Callable
@@ -359,6 +360,7 @@ class Exercise:
     illegal: Callable[[tracing.IllegalAccess], str] = lambda error: ""
     gaps: Callable[[Attempt], str] = lambda attempt: ""
     torch_may_finish: bool = False
+    torch_may_compute: bool = False
 
 
 def judge(function: Callable, exercise: Exercise) -> Verdict:
@@ -432,7 +434,7 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
         # Not `error > tolerance`: a NaN is wrong too.
         wrong = ~(((found - truth).abs() <= tolerance) | (found == truth)).cpu().numpy()
         unwritten = (_bits(one) == _POISON[one.element_size()]).cpu().numpy()
-        if trace is not None:
+        if trace is not None and not exercise.torch_may_compute:
             unstored = trace.owners(one).program < 0
             finished_by_torch = exercise.torch_may_finish and unstored.all() and not guards.hold(one)
             unwritten = np.zeros_like(unstored) if finished_by_torch else unstored
@@ -474,6 +476,10 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
                 )
             store = _first_store(trace, arguments[name])
             line = f"\nThe line: `{store.source}`" if store else ""
+            if trace is not None and store is None:
+                raise Wrong(
+                    where, f"An operation of PyTorch works in place, on {name} or on a view of it: write a = a * 2, not a *= 2."
+                )
             raise Wrong(where + line, "The store goes to the wrong tensor: it needs the output's pointer, not an input's.")
     if result is None or result is ...:
         raise Wrong("Your function returned None.", "Something was computed and not handed back: end with `return output`.")
@@ -495,7 +501,7 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
                 f"{_called(exercise, part)} is on another device ({one.device.type}) than the inputs ({device.type}).",
                 "Allocate the output where the input is: torch.empty_like(x).",
             )
-    if trace is not None and first.numel() and not trace.launches:
+    if trace is not None and first.numel() and not trace.launches and not exercise.torch_may_compute:
         if any(one.element_size() in _BITS and bool((_bits(one) == _POISON[one.element_size()]).all()) for one in parts):
             raise Wrong("No kernel was launched, and the output was never written.", "Launch the kernel: kernel[grid](...).")
         raise Wrong("No kernel was launched for this result.", "Every call launches your Triton kernel: kernel[grid](...).")
