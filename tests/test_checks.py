@@ -316,6 +316,19 @@ def test_a_trace_leaves_the_interpreter_as_it_was():
 
 
 @triton.jit
+def transpose_kernel(x_ptr, output_ptr, SIZE: tl.constexpr):
+    row = tl.arange(0, SIZE)[:, None]
+    column = tl.arange(0, SIZE)[None, :]
+    tl.store(output_ptr + row * SIZE + column, tl.trans(tl.load(x_ptr + row * SIZE + column)))
+
+
+def test_a_traced_kernel_may_transpose():
+    x, output = torch.randn(16, 16), torch.empty(16, 16)
+    trace.record(lambda: transpose_kernel[(1,)](x, output, SIZE=16))
+    assert torch.equal(output, x.T)
+
+
+@triton.jit
 def loop_kernel(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
     for start in range(0, size, BLOCK):
         offsets = start + tl.arange(0, BLOCK)

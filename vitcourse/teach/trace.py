@@ -53,6 +53,10 @@ with warnings.catch_warnings():
 
 Program = tuple[int, int, int]
 
+# triton-viz 3.0 hooks tl.trans before the interpreter has made it its own, and a kernel that calls it then fails. A trace
+# needs no hook there.
+OPERATION_REGISTRY["triton"].namespaces[triton.language].pop("trans", None)
+
 
 class IllegalAccess(Exception):
     """A program was about to load or store outside of every tensor that its kernel was given.
