@@ -16,6 +16,7 @@ from .lesson_02 import add_positions, add_row, add_strided, sum_rows
 from .lesson_03 import bias_gelu, gelu_tanh, silu, silu_backward
 from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softmax
 from .lesson_05 import add_layer_norm, layer_norm, rms_norm, weight_gradients
+from .lesson_06 import matmul, matmul_traffic, persistent_matmul, tile_of
 from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 
 __all__ = [
@@ -36,8 +37,11 @@ __all__ = [
     "layer_norm",
     "linear_cost",
     "log_softmax",
+    "matmul",
+    "matmul_traffic",
     "merge",
     "persistent_add",
+    "persistent_matmul",
     "plain_attention",
     "rms_norm",
     "silu",
@@ -45,6 +49,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "sum_rows",
+    "tile_of",
     "tiles",
     "weight_gradients",
     "wide_softmax",
