@@ -17,6 +17,7 @@ import wrong_answers_04
 import wrong_answers_05
 import wrong_answers_06
 import wrong_answers_08
+import wrong_answers_10
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
@@ -36,6 +37,7 @@ BANKS = (
     wrong_answers_05,
     wrong_answers_06,
     wrong_answers_08,
+    wrong_answers_10,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
@@ -260,6 +262,7 @@ import wrong_answers_04
 import wrong_answers_05
 import wrong_answers_06
 import wrong_answers_08
+import wrong_answers_10
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -272,7 +275,10 @@ for name, chosen in names.items():
         verdict = getattr(check, name)(answer)
         assert verdict.status == "wrong" and re.search(pattern, " ".join(repr(verdict).split())), verdict
         print(repr(verdict))
-for more in (wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05, wrong_answers_06, wrong_answers_08):
+for more in (
+    wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
+    wrong_answers_06, wrong_answers_08, wrong_answers_10,
+):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name
         for answer, pattern in answers[:3]:

@@ -18,6 +18,7 @@ from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softm
 from .lesson_05 import add_layer_norm, layer_norm, rms_norm, weight_gradients
 from .lesson_06 import matmul, matmul_traffic, persistent_matmul, tile_of
 from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
+from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 
 __all__ = [
     "Verdict",
@@ -34,14 +35,18 @@ __all__ = [
     "floor_us",
     "gelu_tanh",
     "head_offset",
+    "image_gradient",
     "layer_norm",
     "linear_cost",
     "log_softmax",
     "matmul",
     "matmul_traffic",
     "merge",
+    "patch_embed",
+    "patches",
     "persistent_add",
     "persistent_matmul",
+    "pixel_offset",
     "plain_attention",
     "rms_norm",
     "silu",
