@@ -466,6 +466,19 @@ def fits(configs: runtime.Configs, config: runtime.Config, dtype: torch.dtype) -
         pytest.skip("takes more shared memory than this GPU has")
 
 
+def spy_on(monkeypatch: pytest.MonkeyPatch, module, name: str) -> list:
+    """The grids that `module`'s kernel of that name is launched with from now on."""
+    kernel, grids = getattr(module, name), []
+
+    class Spy:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(module, name, Spy())
+    return grids
+
+
 LINEAR_CONFIGS = list({id(config): config for table in LINEAR.CONFIGS.values() for config in table.candidates}.values())
 
 
@@ -485,6 +498,27 @@ def test_linear_small_blocks(dtype, config):
         with forced_config(LINEAR, config):
             check_linear(x, weight, bias, "gelu", residual)
             check_linear(x, weight)
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("programs", [1, 3, 500])
+def test_persistent_linear(dtype, halves, programs, monkeypatch):
+    # Descriptors work in the interpreter too. Fewer programs than tiles, and more.
+    if 0 < runtime.capability() < 90:
+        pytest.skip("this GPU has no descriptors")
+    monkeypatch.setattr(LINEAR, "capability", lambda: 90)
+    monkeypatch.setattr(LINEAR, "multiprocessors", lambda: programs)
+    config = runtime.Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 2, "HALVES": halves}, 8, 2)
+    launched = spy_on(monkeypatch, LINEAR, "persistent_linear_kernel")
+    for M, N, K in ((200, 136, 72), (64, 64, 32), (1, 8, 40)):
+        x, weight = tensor((M, K), dtype), tensor((N, K), dtype, seed=1, scale=0.2)
+        bias, residual = tensor((N,), dtype, seed=2), tensor((M, N), dtype, seed=3)
+        with forced_config(LINEAR, config):
+            check_linear(x, weight, bias, "gelu", residual)
+            check_linear(x, tensor((K, N), dtype, seed=1, scale=0.2).t())
+            _, before = LINEAR._linear(x, weight, bias, None, "relu", dtype, True)
+            torch.testing.assert_close(before, LINEAR._linear(x, weight, bias, None, None, dtype, False)[0])
+    assert len(launched) == 12
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -841,7 +875,6 @@ def ordinary(dtype=torch.float32, device=runtime.DEVICE) -> dict[str, tuple[Call
 ARGUMENTS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in tensors]
 # `add` promotes; everything else takes one type, but for float32 parameters of a layer norm.
 SECONDS = [(name, argument) for name, (_, tensors) in ordinary().items() for argument in list(tensors)[1:] if name != "add"]
-FORWARD_ONLY = ("patch_embed",)
 
 
 def refused(name: str, argument: str, value: object, error: type[Exception], *words: str) -> None:
@@ -878,18 +911,6 @@ def test_a_wrong_type_or_device_is_refused(name, argument):
 def test_mixed_types_are_refused(name, argument):
     first = next(iter(ordinary()[name][1]))
     refused(name, argument, ordinary(torch.float16)[name][1][argument], TypeError, first, "float16", "float32", "accepted")
-
-
-@pytest.mark.parametrize("name, argument", [(name, argument) for name, argument in ARGUMENTS if name in FORWARD_ONLY])
-def test_requires_grad_is_refused_while_grad_is_enabled(name, argument):
-    function, tensors = ordinary()[name]
-    tensors = tensors | {argument: tensors[argument].clone().requires_grad_()}
-    with pytest.raises(NotImplementedError, match=rf"^{name}: {argument} requires grad.*no_grad"):
-        function(**tensors)
-    with torch.no_grad():
-        assert not function(**tensors).requires_grad
-    with torch.inference_mode():
-        function(**tensors)
 
 
 WRONG_SHAPES = [

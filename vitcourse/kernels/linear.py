@@ -41,6 +41,27 @@ ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh")
 
 
 @triton.jit
+def tile_of(program, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    group = program // (GROUP_M * tiles_n)
+    group_height = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
+    within = program % (GROUP_M * tiles_n)
+    return group * GROUP_M + within % group_height, within // group_height
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "relu":
+        x = tl.where(x < 0, 0.0, x)
+    elif ACTIVATION == "gelu":
+        x = gelu_erf(x)
+    elif ACTIVATION == "gelu_fast":
+        x = gelu_erf_fast(x)
+    elif ACTIVATION == "gelu_tanh":
+        x = gelu_tanh(x)
+    return x
+
+
+@triton.jit
 def linear_kernel(
     input, weight, bias_ptr, residual_ptr, output_ptr, preactivation_ptr,
     M, N, K, input_row_stride, input_column_stride, weight_row_stride, weight_column_stride, residual_row_stride, splits,
@@ -61,11 +82,7 @@ def linear_kernel(
         first = split * share
         last = tl.minimum(first + share, K)
         output_ptr += split.to(tl.int64) * M * N
-    group = program // (GROUP_M * tiles_n)
-    group_height = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
-    within = program % (GROUP_M * tiles_n)
-    tile_m = group * GROUP_M + within % group_height
-    tile_n = within // group_height
+    tile_m, tile_n = tile_of(program, tiles_m, tiles_n, GROUP_M)
 
     m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -105,18 +122,83 @@ def linear_kernel(
     if SAVE:
         inside = (m[:, None] < M) & (n[None, :] < N)
         tl.store(preactivation_ptr + m[:, None] * N + n[None, :], accumulator, mask=inside)
-    if ACTIVATION == "relu":
-        accumulator = tl.where(accumulator < 0, 0.0, accumulator)
-    elif ACTIVATION == "gelu":
-        accumulator = gelu_erf(accumulator)
-    elif ACTIVATION == "gelu_fast":
-        accumulator = gelu_erf_fast(accumulator)
-    elif ACTIVATION == "gelu_tanh":
-        accumulator = gelu_tanh(accumulator)
+    accumulator = activate(accumulator, ACTIVATION)
     mask = (m < M)[:, None] & (n < N)[None, :]
     if HAS_RESIDUAL:
         accumulator += tl.load(residual_ptr + m[:, None] * residual_row_stride + n[None, :], mask=mask).to(tl.float32)
     tl.store(output_ptr + m[:, None] * N + n[None, :], accumulator, mask=mask)
+
+
+@triton.jit
+def finish_tile(
+    accumulator, row, column, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    n = column + tl.arange(0, BLOCK_N)
+    if HAS_BIAS:
+        accumulator += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if SAVE:
+        preactivation.store([row, column], accumulator.to(preactivation.dtype))
+    accumulator = activate(accumulator, ACTIVATION)
+    if HAS_RESIDUAL:
+        m = row.to(tl.int64) + tl.arange(0, BLOCK_M)
+        mask = (m < M)[:, None] & (n < N)[None, :]
+        accumulator += tl.load(residual_ptr + m[:, None] * residual_row_stride + n[None, :], mask=mask, other=0.0).to(tl.float32)
+    output.store([row, column], accumulator.to(output.dtype))
+
+
+@triton.jit
+def persistent_linear_kernel(
+    input, weight, bias_ptr, residual_ptr, output, preactivation, M, N, K, residual_row_stride,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr,
+    PRECISION: tl.constexpr, INPUT_TRANSPOSED: tl.constexpr, WEIGHT_TRANSPOSED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    # As many programs as the GPU holds at once share all tiles: program p takes tiles p, p + programs, and so on. Its loops over
+    # tiles and along K are one loop, so that the loads of the next tile are under way while this one is finished and stored.
+    programs = tl.num_programs(0)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    steps = tl.cdiv(K, BLOCK_K)
+    tile = tl.program_id(0) - programs
+    mine = tl.cdiv(tiles_m * tiles_n - tl.program_id(0), programs)
+    step = -1
+    row, column = 0, 0
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for _ in range(0, mine * steps):
+        step = tl.where(step == steps - 1, 0, step + 1)
+        if step == 0:
+            tile += programs
+            tile_m, tile_n = tile_of(tile, tiles_m, tiles_n, GROUP_M)
+            row, column = tile_m * BLOCK_M, tile_n * BLOCK_N
+        if INPUT_TRANSPOSED:
+            a = input.load([step * BLOCK_K, row]).T
+        else:
+            a = input.load([row, step * BLOCK_K])
+        if WEIGHT_TRANSPOSED:
+            b = weight.load([step * BLOCK_K, column])
+        else:
+            b = weight.load([column, step * BLOCK_K]).T
+        accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
+        if step == steps - 1:
+            if HALVES == 2:  # half a tile at a time passes through shared memory on its way out, which leaves room for loads
+                pair = tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+                left, right = tl.split(pair)
+                finish_tile(
+                    left, row, column, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
+                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_M, BLOCK_N // 2,
+                )  # fmt: skip
+                finish_tile(
+                    right, row, column + BLOCK_N // 2, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
+                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_M, BLOCK_N // 2,
+                )  # fmt: skip
+            else:
+                finish_tile(
+                    accumulator, row, column, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
+                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_M, BLOCK_N,
+                )  # fmt: skip
+            accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
 
 def _blocks(m: int, n: int, k: int, group: int = 8) -> dict[str, int]:
@@ -128,14 +210,21 @@ def _shared_bytes(config: Config, itemsize: int) -> int:
     tiles = (b["BLOCK_M"] + b["BLOCK_N"]) * b["BLOCK_K"] * itemsize * config.num_stages
     if itemsize == 4:  # tf32x3 keeps what is left of the input's tile after rounding beside it
         tiles += b["BLOCK_M"] * b["BLOCK_K"] * 4
-    # The epilogue may pass the output tile through shared memory to change its layout.
-    return max(tiles, b["BLOCK_M"] * b["BLOCK_N"] * 4) + 1024
+    # The epilogue may pass the output tile through shared memory to change its layout; a persistent one does so while the next
+    # tiles arrive, and twice where it saves what the activation was given.
+    output = b["BLOCK_M"] * b["BLOCK_N"]
+    if "HALVES" in b:
+        tiles += 2 * output // b["HALVES"] * itemsize
+    return max(tiles, output * 4) + 1024
 
 
 LARGE = Config(_blocks(128, 256, 64), num_warps=8, num_stages=3)
 SQUARE = Config(_blocks(128, 128, 64), num_warps=4, num_stages=3)
 LOW = Config(_blocks(64, 128, 64), num_warps=4, num_stages=4)
 SMALL = Config(_blocks(64, 32, 128), num_warps=4, num_stages=4)
+# Persistent, where descriptors serve: two programs of four warps a multiprocessor, or one of eight.
+PERSISTENT = Config(_blocks(128, 128, 64) | {"HALVES": 2}, num_warps=4, num_stages=3)
+PERSISTENT_LARGE = Config(_blocks(128, 256, 64) | {"HALVES": 2}, num_warps=8, num_stages=3)
 # Shallower in K, for float32's larger elements and for GPUs with less shared memory.
 LARGE_SHALLOW = Config(_blocks(128, 256, 32), num_warps=8, num_stages=3)
 LOW_SHALLOW = Config(_blocks(64, 128, 32), num_warps=4, num_stages=4)
@@ -147,9 +236,9 @@ LEAST = Config(_blocks(64, 64, 16), num_warps=4, num_stages=2)
 CONFIGS = {
     2: Configs(
         "linear",
-        candidates=[LARGE, SQUARE, LOW, SMALL, NARROW_SHALLOW, SMALL_SHALLOW],
+        candidates=[PERSISTENT, PERSISTENT_LARGE, LARGE, SQUARE, LOW, SMALL, NARROW_SHALLOW, SMALL_SHALLOW],
         shared_bytes=_shared_bytes,
-        pinned={"NVIDIA H200": {"few 2": SMALL, "some 2": LOW, "many 2": SQUARE, "many deep 2": LARGE}},
+        pinned={"NVIDIA H200": {"few 2": SMALL, "some 2": LOW, "many 2": PERSISTENT, "many deep 2": PERSISTENT_LARGE}},
     ),
     4: Configs(
         "linear float32",
@@ -204,6 +293,17 @@ def _interpreter_config(M: int, N: int, K: int) -> Config:
     return Config(_blocks(block(M, 256), block(N, 1024), block(K, 256)))
 
 
+def _descriptors(config: Config, operands: list[torch.Tensor], transposed: list[bool]) -> list[TensorDescriptor]:
+    """Descriptors of (M, K) and (N, K) for the tiles of `config`; that of a transposed one is of the matrix as it lies."""
+    descriptors = []
+    for matrix, lies_transposed, side in zip(operands, transposed, ("BLOCK_M", "BLOCK_N")):
+        block = [config.blocks[side], config.blocks["BLOCK_K"]]
+        if lies_transposed:
+            matrix, block = matrix.t(), block[::-1]
+        descriptors.append(TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], block))
+    return descriptors
+
+
 def _product(
     config: Config, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
     output: torch.Tensor, preactivation: torch.Tensor | None, activation: str | None, splits: int = 1,
@@ -211,22 +311,30 @@ def _product(
     """Launch the kernel: input (M, K), weight (N, K), any strides; output (M, N), or with splits their (splits, M, N) sums."""
     (M, K), N = input.shape, weight.shape[0]
     block_m, block_n, block_k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
     lies = _lies(input), _lies(weight)
     tma = capability() >= 90 and K > 0 and None not in lies
     transposed = [tma and lines == "columns" for lines in lies]
-    operands = [input, weight]
-    if tma:
-        for i, block in enumerate((block_m, block_n)):
-            matrix, shape = operands[i], [block, block_k]
-            if transposed[i]:
-                matrix, shape = matrix.t(), shape[::-1]
-            operands[i] = TensorDescriptor(matrix, list(matrix.shape), [matrix.stride(0), 1], shape)
-    linear_kernel[(triton.cdiv(M, block_m) * triton.cdiv(N, block_n) * splits,)](
-        *operands, bias, residual, output, preactivation,
-        M, N, K, *input.stride(), *weight.stride(), N if residual is None else residual.stride(0), splits,
-        HAS_BIAS=bias is not None, ACTIVATION=activation, HAS_RESIDUAL=residual is not None, SAVE=preactivation is not None,
-        SPLIT=splits > 1, PRECISION=dot_precision(input.dtype), TMA=tma, INPUT_TRANSPOSED=transposed[0],
-        WEIGHT_TRANSPOSED=transposed[1], K_FITS=K % block_k == 0, **config.options(),
+    operands = _descriptors(config, [input, weight], transposed) if tma else [input, weight]
+    residual_row_stride = N if residual is None else residual.stride(0)
+    flags = {
+        "HAS_BIAS": bias is not None, "ACTIVATION": activation, "HAS_RESIDUAL": residual is not None,
+        "SAVE": preactivation is not None, "PRECISION": dot_precision(input.dtype),
+        "INPUT_TRANSPOSED": transposed[0], "WEIGHT_TRANSPOSED": transposed[1],
+    }  # fmt: skip
+    options = config.options()
+    halves = options.pop("HALVES", 0)
+    if halves and tma and splits == 1 and _lies(output) == "rows":
+        block = [block_m, block_n // halves]
+        results = [None if tensor is None else TensorDescriptor.from_tensor(tensor, block) for tensor in (output, preactivation)]
+        programs = min(tiles, multiprocessors() * (8 // config.num_warps))
+        persistent_linear_kernel[(programs,)](
+            *operands, bias, residual, *results, M, N, K, residual_row_stride, **flags, HALVES=halves, **options
+        )
+        return
+    linear_kernel[(tiles * splits,)](
+        *operands, bias, residual, output, preactivation, M, N, K, *input.stride(), *weight.stride(), residual_row_stride, splits,
+        SPLIT=splits > 1, TMA=tma, K_FITS=K % block_k == 0, **flags, **options,
     )  # fmt: skip
 
 
