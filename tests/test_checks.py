@@ -16,6 +16,7 @@ import wrong_answers_03
 import wrong_answers_04
 import wrong_answers_05
 import wrong_answers_06
+import wrong_answers_07
 import wrong_answers_08
 import wrong_answers_10
 
@@ -36,6 +37,7 @@ BANKS = (
     wrong_answers_04,
     wrong_answers_05,
     wrong_answers_06,
+    wrong_answers_07,
     wrong_answers_08,
     wrong_answers_10,
 )
@@ -92,6 +94,12 @@ def test_a_stub_is_not_attempted(name, stub):
 
 def test_an_empty_kernel_is_not_attempted():
     assert check.axpy(wrong_answers_01.launch(wrong_answers_01.empty)).status == "not attempted"
+
+
+def test_a_kernel_that_comes_with_its_loads_and_a_pass_is_not_attempted():
+    assert check.linear(wrong_answers_07.by(wrong_answers_07.begun)).status == "not attempted"
+    # Without the `pass` somebody has been at it, and left out the store.
+    assert check.linear(wrong_answers_07.by(wrong_answers_07.nothing_stored)).status == "wrong"
 
 
 def test_a_keyboard_interrupt_passes_through():
@@ -261,6 +269,7 @@ import wrong_answers_03
 import wrong_answers_04
 import wrong_answers_05
 import wrong_answers_06
+import wrong_answers_07
 import wrong_answers_08
 import wrong_answers_10
 import triton
@@ -277,7 +286,7 @@ for name, chosen in names.items():
         print(repr(verdict))
 for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
-    wrong_answers_06, wrong_answers_08, wrong_answers_10,
+    wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_10,
 ):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name

@@ -17,11 +17,13 @@ from .lesson_03 import bias_gelu, gelu_tanh, silu, silu_backward
 from .lesson_04 import log_softmax, merge, softmax, softmax_backward, wide_softmax
 from .lesson_05 import add_layer_norm, layer_norm, rms_norm, weight_gradients
 from .lesson_06 import matmul, matmul_traffic, persistent_matmul, tile_of
+from .lesson_07 import activation_gradient, epilogue_bytes, linear, split_linear
 from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 
 __all__ = [
     "Verdict",
+    "activation_gradient",
     "add",
     "add3",
     "add_layer_norm",
@@ -32,11 +34,13 @@ __all__ = [
     "axpy",
     "bias_gelu",
     "bmm",
+    "epilogue_bytes",
     "floor_us",
     "gelu_tanh",
     "head_offset",
     "image_gradient",
     "layer_norm",
+    "linear",
     "linear_cost",
     "log_softmax",
     "matmul",
@@ -53,6 +57,7 @@ __all__ = [
     "silu_backward",
     "softmax",
     "softmax_backward",
+    "split_linear",
     "sum_rows",
     "tile_of",
     "tiles",

@@ -336,8 +336,8 @@ def tile_gaps(attempt: Attempt) -> str:
     stores = [access for access in attempt.trace.accesses if access.kind == "store"]
     if stores and any(access.elements.size == 0 for access in stores):
         return (
-            "Some programs lie past the end of c, and some of its tiles belong to none: which axis of the grid counts the tiles "
-            "along M, and which those along N? tl.program_id has to ask for the same."
+            "Some programs lie past the end of the output, and some of its tiles belong to none: which axis of the grid counts "
+            "the tiles along M, and which those along N? tl.program_id has to ask for the same."
         )
     return ""
 
