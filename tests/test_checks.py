@@ -18,6 +18,7 @@ import wrong_answers_05
 import wrong_answers_06
 import wrong_answers_07
 import wrong_answers_08
+import wrong_answers_09
 import wrong_answers_10
 
 from vitcourse import runtime
@@ -39,6 +40,7 @@ BANKS = (
     wrong_answers_06,
     wrong_answers_07,
     wrong_answers_08,
+    wrong_answers_09,
     wrong_answers_10,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
@@ -271,6 +273,7 @@ import wrong_answers_05
 import wrong_answers_06
 import wrong_answers_07
 import wrong_answers_08
+import wrong_answers_09
 import wrong_answers_10
 import triton
 from vitcourse import runtime
@@ -286,7 +289,8 @@ for name, chosen in names.items():
         print(repr(verdict))
 for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
-    wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_10,
+    wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
+    wrong_answers_10,
 ):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name

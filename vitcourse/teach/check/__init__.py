@@ -19,6 +19,7 @@ from .lesson_05 import add_layer_norm, layer_norm, rms_norm, weight_gradients
 from .lesson_06 import matmul, matmul_traffic, persistent_matmul, tile_of
 from .lesson_07 import activation_gradient, epilogue_bytes, linear, split_linear
 from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
+from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "add_positions",
     "add_row",
     "add_strided",
+    "attention",
     "attention_traffic",
     "axpy",
     "bias_gelu",
@@ -46,12 +48,14 @@ __all__ = [
     "matmul",
     "matmul_traffic",
     "merge",
+    "merge_attention",
     "patch_embed",
     "patches",
     "persistent_add",
     "persistent_matmul",
     "pixel_offset",
     "plain_attention",
+    "query_gradient",
     "rms_norm",
     "silu",
     "silu_backward",
