@@ -20,6 +20,7 @@ import test_dropout as dropout
 import test_gradients as gradients
 import test_kernels as forward
 import test_linear_gradients as products
+import test_patch_embed_gradients as patches
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
@@ -411,6 +412,73 @@ ATTENTIONS = [
 ]  # fmt: skip
 
 
+PATCH_EMBED = patches.PATCH_EMBED
+OF_WEIGHT, OF_IMAGE, CORNER, PIXEL = (
+    (PATCH_EMBED, name)
+    for name in ("patch_embed_weight_backward_kernel", "patch_embed_input_backward_kernel", "patch_offset", "pixel_offset")
+)
+
+
+def images(**other) -> dict:
+    drawn = {"batch": 2, "channels": 2, "patch": (3, 4), "patches": (2, 3), "over": (1, 1), "hidden": 5, "at": (*DENSE, DENSE[0])}
+    return {"given_": (True,) * 3, "seed": 0, "dtype": SINGLE} | drawn | other
+
+
+def small_images(**other) -> dict:
+    sizes = {"batch": 3, "channels": 2, "patch": (3, 4), "patches": (3, 5), "hidden": 17, "splits": 3, "class_token": True}
+    return {"at": "contiguous", "seed": 0, "dtype": SINGLE} | sizes | other
+
+
+PATCHES = [
+    (*OF_WEIGHT, "row = row + image + 1", "row = row + 1", patches.test_patch_embed_drawn, images()),
+    (*OF_WEIGHT, "row = row + image + 1", "row = row + image", patches.test_with_some_of_it_frozen,
+     {"dtype": SINGLE, "needed": ["weight"]}),
+    (*OF_WEIGHT, "(n < N)[:, None] & (k < K)[None, :]", "(n < N)[:, None] & (k < K + 1)[None, :]", patches.test_patch_embed_drawn,
+     images()),
+    (*OF_WEIGHT, "row[None, :] * N", "row[None, :]", patches.test_gradcheck, {"name": "patch_embed"}),
+    (*OF_WEIGHT, "accumulator = tl.zeros", "accumulator = 1.0 + tl.zeros", patches.test_no_images, {"dtype": SINGLE}),
+    (*OF_WEIGHT, "tl.minimum(first + share, M)", "first + share - BLOCK_M", patches.test_small_blocks, small_images()),
+    (*OF_WEIGHT, "first = split * share", "first = split * share + 1", patches.test_small_blocks, small_images()),
+    (*OF_WEIGHT, "first = split * share", "first = split * BLOCK_M", patches.test_weight_gradient_of_many_patches,
+     {"dtype": SINGLE, "batch": 15, "splits": 4}),
+    (*OF_WEIGHT, "sums_ptr += split.to(tl.int64) * N * K", "sums_ptr += split.to(tl.int64) * 0",
+     patches.test_weight_gradient_of_many_patches, {"dtype": HALF, "batch": 4, "splits": 2}),
+    (*OF_WEIGHT, "(tile // tiles_k)", "(tile // (tiles_k + 1))", patches.test_every_configuration_of_the_weights_gradient,
+     {"dtype": SINGLE, "config": PATCH_EMBED.WEIGHT_GRAD_CONFIGS.candidates[-1]}),
+    (*OF_WEIGHT, "tl.dot(grad, x, accumulator, input_precision=PRECISION)",
+     "tl.dot(grad, x, accumulator, input_precision=PRECISION).to(tl.float16).to(tl.float32)",
+     patches.test_sums_over_patches_and_images_are_kept_in_float32, {}),
+    (*OF_WEIGHT, "row = row + image + 1", "row = row + image", patches.test_a_gradient_that_is_no_number_stays_where_it_is,
+     {"dtype": SINGLE}),
+    (*OF_WEIGHT, "m % patches", "m % (patches + 1)", patches.test_with_and_without_what_is_added, {"dtype": HALF, "given_": []}),
+    (*OF_WEIGHT, "pixel_offset(k, channel_stride, row_stride, column_stride,", "pixel_offset(k, channel_stride, row_stride, 1,",
+     patches.test_an_image_stored_in_another_order, {"dtype": SINGLE, "order": (0, 2, 3, 1)}),
+    (*OF_IMAGE, "row = m + image + 1", "row = m + image", patches.test_class_token_and_positions_of_any_shape, {"dtype": SINGLE}),
+    (*OF_IMAGE, "n.to(tl.int64)[:, None] * K", "n.to(tl.int64)[:, None]", patches.test_gradcheck,
+     {"name": "patch_embed with all that is added"}),
+    (*OF_IMAGE, "accumulator, mask=(m < M)[:, None] & (k < K)", "accumulator, mask=(m < M)[:, None] & (k < K - 1)",
+     patches.test_with_some_of_it_frozen, {"dtype": SINGLE, "needed": ["input"]}),
+    (*OF_IMAGE, "accumulator, mask=(m < M)", "accumulator, mask=(m <= M)",
+     patches.test_pixels_of_no_patch_have_no_gradient, {"dtype": SINGLE}),
+    (*OF_IMAGE, "accumulator = tl.zeros", "accumulator = 1.0 + tl.zeros", patches.test_no_hidden_elements_and_no_channels,
+     {"dtype": SINGLE}),
+    (*OF_IMAGE, "n = start + tl.arange", "n = tl.arange", patches.test_the_configuration_of_the_images_gradient,
+     {"dtype": SINGLE, "class_token": False}),
+    (*OF_IMAGE, "tl.dot(grad, weight, accumulator, input_precision=PRECISION)",
+     "tl.dot(grad, weight, accumulator, input_precision=PRECISION).to(tl.float16).to(tl.float32)",
+     patches.test_sums_over_hidden_elements_are_kept_in_float32, {}),
+    (*OF_IMAGE, "patch = (m % patches)", "patch = (m % patches * 0)", patches.test_small_blocks, small_images(class_token=False)),
+    (*CORNER, "(patch % patches_across).to(tl.int64) * PATCH_WIDTH", "(patch % patches_across).to(tl.int64) * PATCH_HEIGHT",
+     patches.test_layouts, {"dtype": SINGLE, "layout": "contiguous"}),
+    (*CORNER, "row * row_stride + column * column_stride", "row * row_stride + column", patches.test_layouts,
+     {"dtype": SINGLE, "layout": "stepped"}),
+    (*PIXEL, "row * row_stride", "0 * row_stride", patches.test_gradients_that_come_from_a_sum_or_a_transpose,
+     {"dtype": SINGLE}),
+    (*PIXEL, "channel * channel_stride", "channel", patches.test_patches_that_reach_far,
+     {"dtype": SINGLE, "monkeypatch": "a fixture"}),
+]  # fmt: skip
+
+
 KEPT = (dropout.DROPOUT, "kept")
 DROP = (dropout.DROPOUT, "dropout_kernel")
 DROPOUT = [
@@ -525,7 +593,7 @@ def name_of(entry: object) -> str:
     return f"{kernel}-{' '.join(old.split())[:30]}-{' '.join(new.split())[:30]}-{test.__name__}"
 
 
-@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *PRODUCTS, *ATTENTIONS, *DROPOUT, *CROSS_ENTROPY], ids=name_of)
+@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *PRODUCTS, *ATTENTIONS, *PATCHES, *DROPOUT, *CROSS_ENTROPY], ids=name_of)
 def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
     module, kernel, old, new, test, arguments = entry
     if "monkeypatch" in arguments:
@@ -580,6 +648,21 @@ NOT_OF_ATTENTIONS_VALUES = {
 def test_every_test_of_attentions_gradients_has_a_broken_kernel():
     there = {name for name in vars(attention) if name.startswith("test_")}
     assert there == {entry[4].__name__ for entry in ATTENTIONS} | NOT_OF_ATTENTIONS_VALUES
+
+
+# Of PyTorch's graph and types, of launches and refusals; and what needs a GPU.
+NOT_OF_PATCHES_VALUES = {
+    "test_a_second_derivative_is_refused", "test_autocast_to_a_type_that_the_interpreter_has_not_is_refused",
+    "test_autocast_with_float32_embeddings", "test_channels_and_rows_past_two_to_the_31_elements_apart",
+    "test_gradients_add_up_over_two_backward_passes", "test_gradients_share_no_memory",
+    "test_nothing_is_computed_for_what_is_frozen", "test_past_two_to_the_31_elements", "test_splits",
+    "test_the_result_is_the_one_without_gradients", "test_the_same_gradient_to_the_bit", "test_vit_base_shapes",
+}  # fmt: skip
+
+
+def test_every_test_of_patch_embeds_gradients_has_a_broken_kernel():
+    there = {name for name in vars(patches) if name.startswith("test_")}
+    assert there == {entry[4].__name__ for entry in PATCHES} | NOT_OF_PATCHES_VALUES
 
 
 def test_every_test_of_dropout_and_cross_entropy_has_a_broken_kernel():

@@ -23,9 +23,19 @@ Q = (1, 2, 6, 8)
 CLASSES = torch.tensor([3, 0, 1], device=DEVICE)
 
 
-def torch_patch_embed(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def torch_patch_embed(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    class_token: torch.Tensor | None = None,
+    position_embedding: torch.Tensor | None = None,
+) -> torch.Tensor:
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return F.conv2d(input, weight, bias, stride=tuple(weight.shape[2:])).flatten(2).transpose(1, 2)
+        tokens = F.conv2d(input, weight, bias, stride=tuple(weight.shape[2:])).flatten(2).transpose(1, 2)
+    if class_token is not None:
+        tokens = torch.cat([class_token.expand(len(input), 1, -1), tokens], 1)
+    return tokens if position_embedding is None else tokens + position_embedding
 
 
 # Function, PyTorch's, shapes of the tensors by name, and the ways to give the rest: positional arguments after the tensors, or
@@ -203,6 +213,13 @@ SAMPLES = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5),
         [(2, 3, 6, 8), (2, 3, 5, 8), (2, 3, 5, 4)],
     ),
+    "patch embed": (kernels.patch_embed, torch_patch_embed, [(2, 3, 5, 6), (4, 3, 2, 3), (4,)]),
+    # Two by three patches, with a class token seven tokens, whatever all sizes are multiplied by.
+    "patch embed, class token and positions": (
+        lambda x, w, c, p: kernels.patch_embed(x, w, class_token=c, position_embedding=p[:7]),
+        lambda x, w, c, p: torch_patch_embed(x, w, class_token=c, position_embedding=p[:7]),
+        [(2, 3, 4, 6), (4, 3, 2, 2), (4,), (7, 4)],
+    ),
 }  # fmt: skip
 
 
@@ -374,6 +391,7 @@ def test_compiled_code_refuses_as_eager_code_does(fresh_dynamo):
 
 ROWS = (4, 6)
 K, V, RESULT = (1, 2, 5, 8), (1, 2, 5, 3), (1, 2, 6, 3)
+IMAGE, PATCH = (2, 3, 5, 7), (4, 3, 2, 2)
 INDICES = {"cross_entropy": [1], "cross_entropy_backward": [2], "dropout": [1]}  # arguments that are int64
 OPERATORS = {
     "cross_entropy": [
@@ -421,6 +439,18 @@ OPERATORS = {
     "attention_key_backward": [
         ((RESULT, Q, K, V, (1, 2, 6), (1, 2, 6)), (None, False)), ((RESULT, Q, K, V, (1, 2, 6), (1, 2, 6)), (0.5, True)),
         (((1, 2, 0, 3), (1, 2, 0, 8), K, V, (1, 2, 0), (1, 2, 0)), (None, False)),
+    ],
+    "patch_embed": [
+        ((IMAGE, PATCH, (4,), (4,), (7, 4)), (torch.float32,)), ((IMAGE, PATCH, None, None, None), (torch.float16,)),
+        (((0, 3, 5, 7), PATCH, None, (4,), None), (torch.float32,)), ((IMAGE, (0, 3, 2, 2), None, None, None), (torch.float32,)),
+    ],
+    "patch_embed_weight_backward": [
+        (((2, 7, 4), IMAGE), ([2, 2],)), (((2, 6, 4), IMAGE), ([2, 2],)), (((0, 7, 4), (0, 3, 5, 7)), ([2, 2],)),
+        (((2, 6, 0), IMAGE), ([2, 2],)),
+    ],
+    "patch_embed_input_backward": [
+        (((2, 7, 4), PATCH), (IMAGE,)), (((2, 6, 4), PATCH), (IMAGE,)), (((0, 7, 4), PATCH), ((0, 3, 5, 7),)),
+        (((2, 6, 0), (0, 3, 2, 2)), (IMAGE,)),
     ],
 }  # fmt: skip
 

@@ -246,18 +246,33 @@ def model(pair: tuple[ViT, torch.nn.Module]) -> ViT:
     return pair[0]
 
 
-def test_a_gradient_is_refused_and_no_gradient_accepted(model: ViT) -> None:
+def test_every_gradient_is_hugging_faces(pair: tuple[ViT, torch.nn.Module], tmp_path: Path) -> None:
+    ours, theirs = copy.deepcopy(pair)
+    theirs = theirs.cpu().double()
+    x = pixels(ours.config).requires_grad_()
+    wide = x.detach().cpu().double().requires_grad_()
+    weights = torch.linspace(1, 2, 25)
+    (ours(x) * weights.to(x.device)).sum().backward()
+    (theirs(wide).logits * weights).sum().backward()
+    assert difference(x.grad, wide.grad) < TOLERANCE
+    with torch.no_grad():  # a checkpoint of gradients, so that each finds the parameter that it belongs to
+        for parameter in theirs.parameters():
+            parameter.copy_(parameter.grad)
+    theirs.float().save_pretrained(tmp_path)
+    expected = dict(ViT.from_pretrained(tmp_path).named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert difference(parameter.grad, expected[name].cpu()) < TOLERANCE, name
+
+
+def test_with_and_without_gradients_the_result_is_the_same(model: ViT) -> None:
     pixel_values = pixels(model.config)
-    with pytest.raises(NotImplementedError, match=r"requires grad.*torch\.no_grad\(\)"):
-        model(pixel_values)
     with torch.no_grad():
         plain = model(pixel_values)
     with torch.inference_mode():
         assert torch.equal(model(pixel_values), plain)
     frozen = copy.deepcopy(model).requires_grad_(False)
     assert torch.equal(frozen(pixel_values), plain) and not plain.requires_grad
-    with pytest.raises(NotImplementedError, match="requires grad"):
-        frozen(pixel_values.requires_grad_())
+    assert torch.equal(model(pixel_values), plain) and model(pixel_values).requires_grad
 
 
 @pytest.mark.parametrize(

@@ -124,25 +124,6 @@ def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | N
             )
 
 
-def check_forward_only(function: str, optional: Mapping[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
-    """`check_tensors` for a kernel that takes one type and has no backward pass yet.
-
-    Raises TypeError for mixed types as well, and NotImplementedError for a tensor whose gradient would be lost.
-    """
-    check_tensors(function, optional, **tensors)
-    first_name, first = next(iter(tensors.items()))
-    for name, tensor in (tensors | dict(optional or {})).items():
-        if tensor is not None and tensor.dtype != first.dtype:
-            raise TypeError(
-                f"{function}: {name} is {tensor.dtype} and {first_name} is {first.dtype}; one type for all is accepted"
-            )
-        if needs_gradient(tensor):
-            raise NotImplementedError(
-                f"{function}: {name} requires grad, and this kernel has no backward pass yet; "
-                "call it under torch.no_grad() or torch.inference_mode()"
-            )
-
-
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
     """Whether a result of these tensors has to carry a gradient."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
