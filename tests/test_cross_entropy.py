@@ -303,7 +303,8 @@ def test_autocast_returns_float32():
         with torch.autocast(DEVICE.type, torch.float16):
             loss, expected = kernels.cross_entropy(x, target), F.cross_entropy(x, target)
         assert loss.dtype == expected.dtype == torch.float32
-        torch.testing.assert_close(loss, expected)
+        # Somewhere between the two PyTorch's loss of half-precision logits is rounded to their type on a GPU; ours is not.
+        torch.testing.assert_close(loss, F.cross_entropy(x.detach().float(), target))
         assert torch.autograd.grad(loss, x)[0].dtype == dtype
 
 

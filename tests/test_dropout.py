@@ -27,11 +27,11 @@ BIG = (1 << 62) + (5 << 32) + 7  # a seed with bits on both sides of the middle
 
 
 def philox(key: tuple[int, int], counter: tuple) -> np.ndarray:
-    """Philox4x32-10: four 32-bit numbers for each counter, (4, n)."""
+    """Philox4x32-7: four 32-bit numbers for each counter, (4, n)."""
     low = np.uint64(0xFFFFFFFF)
     c0, c1, c2, c3 = (np.asarray(word, np.uint64) for word in counter)
     k0, k1 = (np.uint64(word) for word in key)
-    for _ in range(10):
+    for _ in range(7):
         first, second = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
         c0, c1 = (second >> np.uint64(32)) ^ c1 ^ k0, second & low
         c2, c3 = (first >> np.uint64(32)) ^ c3 ^ k1, first & low
@@ -79,13 +79,13 @@ def check_dropout(x: torch.Tensor, p: float, seed: int, at: str = "contiguous") 
 
 
 def test_the_reference_gives_its_authors_numbers():
-    """Random123's own known answers for Philox4x32-10 (kat_vectors)."""
+    """Random123's own known answers for Philox4x32-7 (kat_vectors)."""
     ones = (0xFFFFFFFF,) * 4
     for key, counter, words in (
-        ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        (ones[:2], ones, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        ((0, 0), (0, 0, 0, 0), (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
+        (ones[:2], ones, (0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662)),
         ((0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
-         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
+         (0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A)),
     ):  # fmt: skip
         assert tuple(int(word) for word in philox(key, counter)) == words
 

@@ -131,9 +131,8 @@ def linear_kernel(
 
 @triton.jit
 def finish_tile(
-    accumulator, row, column, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
-    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    accumulator, row, column, N, bias_ptr, residual, output, preactivation,
+    HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n = column + tl.arange(0, BLOCK_N)
     if HAS_BIAS:
@@ -142,15 +141,13 @@ def finish_tile(
         preactivation.store([row, column], accumulator.to(preactivation.dtype))
     accumulator = activate(accumulator, ACTIVATION)
     if HAS_RESIDUAL:
-        m = row.to(tl.int64) + tl.arange(0, BLOCK_M)
-        mask = (m < M)[:, None] & (n < N)[None, :]
-        accumulator += tl.load(residual_ptr + m[:, None] * residual_row_stride + n[None, :], mask=mask, other=0.0).to(tl.float32)
+        accumulator += residual.load([row, column]).to(tl.float32)
     output.store([row, column], accumulator.to(output.dtype))
 
 
 @triton.jit
 def persistent_linear_kernel(
-    input, weight, bias_ptr, residual_ptr, output, preactivation, M, N, K, residual_row_stride,
+    input, weight, bias_ptr, residual, output, preactivation, M, N, K,
     HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr, HAS_RESIDUAL: tl.constexpr, SAVE: tl.constexpr,
     PRECISION: tl.constexpr, INPUT_TRANSPOSED: tl.constexpr, WEIGHT_TRANSPOSED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, HALVES: tl.constexpr,
@@ -186,17 +183,17 @@ def persistent_linear_kernel(
                 pair = tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
                 left, right = tl.split(pair)
                 finish_tile(
-                    left, row, column, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
-                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_M, BLOCK_N // 2,
+                    left, row, column, N, bias_ptr, residual, output, preactivation,
+                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_N // 2,
                 )  # fmt: skip
                 finish_tile(
-                    right, row, column + BLOCK_N // 2, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
-                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_M, BLOCK_N // 2,
+                    right, row, column + BLOCK_N // 2, N, bias_ptr, residual, output, preactivation,
+                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_N // 2,
                 )  # fmt: skip
             else:
                 finish_tile(
-                    accumulator, row, column, M, N, bias_ptr, residual_ptr, residual_row_stride, output, preactivation,
-                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_M, BLOCK_N,
+                    accumulator, row, column, N, bias_ptr, residual, output, preactivation,
+                    HAS_BIAS, ACTIVATION, HAS_RESIDUAL, SAVE, BLOCK_N,
                 )  # fmt: skip
             accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
 
@@ -211,7 +208,7 @@ def _shared_bytes(config: Config, itemsize: int) -> int:
     if itemsize == 4:  # tf32x3 keeps what is left of the input's tile after rounding beside it
         tiles += b["BLOCK_M"] * b["BLOCK_K"] * 4
     # The epilogue may pass the output tile through shared memory to change its layout; a persistent one does so while the next
-    # tiles arrive, and twice where it saves what the activation was given.
+    # tiles arrive, beside the residual's.
     output = b["BLOCK_M"] * b["BLOCK_N"]
     if "HALVES" in b:
         tiles += 2 * output // b["HALVES"] * itemsize
@@ -223,8 +220,10 @@ SQUARE = Config(_blocks(128, 128, 64), num_warps=4, num_stages=3)
 LOW = Config(_blocks(64, 128, 64), num_warps=4, num_stages=4)
 SMALL = Config(_blocks(64, 32, 128), num_warps=4, num_stages=4)
 # Persistent, where descriptors serve: two programs of four warps a multiprocessor, or one of eight.
-PERSISTENT = Config(_blocks(128, 128, 64) | {"HALVES": 2}, num_warps=4, num_stages=3)
+PERSISTENT = Config(_blocks(128, 128, 64, 4) | {"HALVES": 2}, num_warps=4, num_stages=3)
 PERSISTENT_LARGE = Config(_blocks(128, 256, 64) | {"HALVES": 2}, num_warps=8, num_stages=3)
+PERSISTENT_DEEP = Config(_blocks(128, 256, 64) | {"HALVES": 2}, num_warps=8, num_stages=4)
+PERSISTENT_SHALLOW = Config(_blocks(128, 256, 32) | {"HALVES": 2}, num_warps=8, num_stages=3)
 # Shallower in K, for float32's larger elements and for GPUs with less shared memory.
 LARGE_SHALLOW = Config(_blocks(128, 256, 32), num_warps=8, num_stages=3)
 LOW_SHALLOW = Config(_blocks(64, 128, 32), num_warps=4, num_stages=4)
@@ -236,26 +235,34 @@ LEAST = Config(_blocks(64, 64, 16), num_warps=4, num_stages=2)
 CONFIGS = {
     2: Configs(
         "linear",
-        candidates=[PERSISTENT, PERSISTENT_LARGE, LARGE, SQUARE, LOW, SMALL, NARROW_SHALLOW, SMALL_SHALLOW],
-        shared_bytes=_shared_bytes,
-        pinned={"NVIDIA H200": {"few 2": SMALL, "some 2": LOW, "many 2": PERSISTENT, "many deep 2": PERSISTENT_LARGE}},
-    ),
-    4: Configs(
-        "linear float32",
-        candidates=[LARGE_SHALLOW, LOW_SHALLOW, NARROW_SHALLOW, SMALL_SHALLOW, LEAST],
+        candidates=[PERSISTENT, PERSISTENT_LARGE, PERSISTENT_DEEP, LARGE, SQUARE, LOW, SMALL, NARROW_SHALLOW, SMALL_SHALLOW],
         shared_bytes=_shared_bytes,
         pinned={
             "NVIDIA H200": {
-                "few tf32 4": LOW_SHALLOW, "some tf32 4": LOW_SHALLOW,
-                "many tf32 4": LARGE_SHALLOW, "many deep tf32 4": LARGE_SHALLOW,
-                "many tf32x3 4": NARROW_SHALLOW, "many deep tf32x3 4": NARROW_SHALLOW,
+                "few 2": SMALL, "some 2": LOW, "many 2": PERSISTENT, "many deep 2": PERSISTENT_DEEP,
+                "few residual 2": SMALL, "some residual 2": LOW,
+                "many residual 2": PERSISTENT_LARGE, "many deep residual 2": PERSISTENT_LARGE,
+            },
+        },
+    ),
+    4: Configs(
+        "linear float32",
+        candidates=[PERSISTENT_SHALLOW, LARGE_SHALLOW, LOW_SHALLOW, NARROW_SHALLOW, SMALL_SHALLOW, LEAST],
+        shared_bytes=_shared_bytes,
+        pinned={
+            "NVIDIA H200": {
+                f"{kind}{residual} {precision} 4": config
+                for residual in ("", " residual")
+                for precision, few, many in (("tf32", LOW_SHALLOW, PERSISTENT_SHALLOW), ("tf32x3", None, NARROW_SHALLOW))
+                for kind, config in (("few", few), ("some", few), ("many", many), ("many deep", many))
+                if config is not None
             },
         },
     ),
 }  # fmt: skip
 
 
-def _shape_class(M: int, N: int, K: int, precision: str) -> str:
+def _shape_class(M: int, N: int, K: int, precision: str, residual: bool = False) -> str:
     """How many tiles there are for how many multiprocessors, which decides how large a tile may be.
 
     "many": 128 x 128 tiles for half of the multiprocessors or more; "some": 64 x 128 tiles for half of them; "few": neither.
@@ -269,6 +276,7 @@ def _shape_class(M: int, N: int, K: int, precision: str) -> str:
     kind = "many" if tiles(128, 128) >= half else "some" if tiles(64, 128) >= half else "few"
     if K >= 2048 and tiles(128, 256) >= 8 * half:
         kind = "many deep"
+    kind += " residual" if residual else ""  # its tile takes shared memory, too
     return kind if precision == "ieee" else f"{kind} {precision}"
 
 
@@ -324,13 +332,12 @@ def _product(
     }  # fmt: skip
     options = config.options()
     halves = options.pop("HALVES", 0)
-    if halves and tma and splits == 1 and _lies(output) == "rows":
+    tiled = residual, output, preactivation
+    if halves and tma and splits == 1 and all(matrix is None or _lies(matrix) == "rows" for matrix in tiled):
         block = [block_m, block_n // halves]
-        results = [None if tensor is None else TensorDescriptor.from_tensor(tensor, block) for tensor in (output, preactivation)]
+        tiled = [None if matrix is None else TensorDescriptor.from_tensor(matrix, block) for matrix in tiled]
         programs = min(tiles, multiprocessors() * (8 // config.num_warps))
-        persistent_linear_kernel[(programs,)](
-            *operands, bias, residual, *results, M, N, K, residual_row_stride, **flags, HALVES=halves, **options
-        )
+        persistent_linear_kernel[(programs,)](*operands, bias, *tiled, M, N, K, **flags, HALVES=halves, **options)
         return
     linear_kernel[(tiles * splits,)](
         *operands, bias, residual, output, preactivation, M, N, K, *input.stride(), *weight.stride(), residual_row_stride, splits,
@@ -367,7 +374,9 @@ def _linear(x, weight, bias, residual, activation, dtype, save):
     if INTERPRETER:
         launch(_interpreter_config(M, N, K))
     else:
-        launch(CONFIGS[x.element_size()].choose(_shape_class(M, N, K, dot_precision(x.dtype)), x.dtype, launch))
+        launch(
+            CONFIGS[x.element_size()].choose(_shape_class(M, N, K, dot_precision(x.dtype), residual is not None), x.dtype, launch)
+        )
     return output, preactivation
 
 
