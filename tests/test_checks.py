@@ -20,6 +20,7 @@ import wrong_answers_07
 import wrong_answers_08
 import wrong_answers_09
 import wrong_answers_10
+import wrong_answers_11
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
@@ -42,6 +43,7 @@ BANKS = (
     wrong_answers_08,
     wrong_answers_09,
     wrong_answers_10,
+    wrong_answers_11,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
@@ -275,6 +277,7 @@ import wrong_answers_07
 import wrong_answers_08
 import wrong_answers_09
 import wrong_answers_10
+import wrong_answers_11
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -290,7 +293,7 @@ for name, chosen in names.items():
 for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
     wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
-    wrong_answers_10,
+    wrong_answers_10, wrong_answers_11,
 ):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name
@@ -348,6 +351,17 @@ def test_a_traced_kernel_may_transpose():
     x, output = torch.randn(16, 16), torch.empty(16, 16)
     trace.record(lambda: transpose_kernel[(1,)](x, output, SIZE=16))
     assert torch.equal(output, x.T)
+
+
+@triton.jit
+def random_kernel(output_ptr, SIZE: tl.constexpr):
+    tl.store(output_ptr + tl.arange(0, SIZE), tl.rand(7, tl.arange(0, SIZE)))
+
+
+def test_a_traced_kernel_may_call_a_device_function_with_a_loop_from_another_module():
+    output = torch.empty(1024)
+    trace.record(lambda: random_kernel[(1,)](output, SIZE=1024))
+    assert 0 <= output.min() < 0.1 < 0.9 < output.max() < 1
 
 
 @triton.jit

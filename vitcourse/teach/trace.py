@@ -53,9 +53,10 @@ with warnings.catch_warnings():
 
 Program = tuple[int, int, int]
 
-# triton-viz 3.0 hooks tl.trans before the interpreter has made it its own, and a kernel that calls it then fails. A trace
-# needs no hook there.
+# triton-viz 3.0 hooks these two before the interpreter has made them its own, and a kernel that calls one (tl.rand calls the
+# second) then fails. A trace needs no hook there.
 OPERATION_REGISTRY["triton"].namespaces[triton.language].pop("trans", None)
+OPERATION_REGISTRY["triton"].namespaces[triton.language.math].pop("umulhi", None)
 
 
 class IllegalAccess(Exception):
@@ -321,6 +322,7 @@ class _Recorder(Client):
                 if 0 in grid:
                     return  # no programs, which a GPU takes as well and triton-viz does not
                 with self.manager.patch_run(kernel.fn, backend="triton"):
+                    _leave_loops_alone()
                     _RUN[InterpretedFunction](
                         kernel, *args, grid=grid, warmup=False, client_manager=self.manager, jit_fn=None, **options
                     )
@@ -424,10 +426,15 @@ def _unpatch() -> None:
         for name in names:
             if isinstance(getattr(namespace, name), PatchOp):
                 unpatch_op(namespace, name, "triton")
-    unpatch_for_loop()
     unpatch_lang("triton")
-    # Its rewriting of loops stays behind: the interpreter has none of its own that could be put back. A kernel that is
-    # interpreted for the first time after that would ask for a name that only traced kernels' modules have.
+    _leave_loops_alone()
+
+
+def _leave_loops_alone() -> None:
+    # triton-viz rewrites loops, of which a trace needs nothing, and a rewritten one asks for a name that only the traced
+    # kernel's own module has: not another module's device function (tl.rand's has a loop), nor a kernel that is interpreted
+    # for the first time after the trace. Its rewriting stays behind, as the interpreter has none that could be put back.
+    unpatch_for_loop()
     if interpreter.ASTTransformer.__dict__.get("visit_For") is triton_viz_visit_For:
         del interpreter.ASTTransformer.visit_For
 

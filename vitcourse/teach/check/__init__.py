@@ -21,6 +21,7 @@ from .lesson_07 import activation_gradient, epilogue_bytes, linear, split_linear
 from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
+from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
 
 __all__ = [
     "Verdict",
@@ -36,6 +37,9 @@ __all__ = [
     "axpy",
     "bias_gelu",
     "bmm",
+    "cross_entropy",
+    "cross_entropy_gradient",
+    "dropout",
     "epilogue_bytes",
     "floor_us",
     "gelu_tanh",
