@@ -47,9 +47,11 @@ def layer_norm_kernel(
         tl.store(total_ptr + here, total, mask=mask)
         x = total.to(tl.float32)  # what is normalized is the sum as it is stored
     mean = tl.sum(x, axis=1) / columns
-    # Lanes past the row's end hold 0, and 0 - mean is not 0: without this mask each would add mean^2 to the variance.
-    centered = tl.where(mask, x - mean[:, None], 0.0)
-    variance = tl.sum(centered * centered, axis=1) / columns
+    centered = x - mean[:, None]
+    # Lanes past the row's end hold 0, and 0 - mean is not 0: without this mask each would add mean^2 to the variance. It comes
+    # after the square, which the compiler would else fuse with the first sum across lanes: each lane would round its own
+    # square differently, and lanes that hold one row would not agree on the last bit of what they store for it.
+    variance = tl.sum(tl.where(mask, centered * centered, 0.0), axis=1) / columns
     rstd = 1.0 / tl.sqrt(variance + eps)
     if SAVE:
         tl.store(statistics_ptr + row, mean, mask=row < rows)

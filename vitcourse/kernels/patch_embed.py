@@ -201,7 +201,7 @@ REACH = 2**31  # elements: forward counts them from a patch's first pixel in int
 
 def _fake(x, weight, bias, class_token, position_embedding, dtype):
     down, across = _patches(*x.shape[2:], weight.shape[2:])
-    return x.new_empty((x.shape[0], down * across + (class_token is not None), weight.shape[0]), dtype=dtype)
+    return x.new_empty((x.shape[0], down * across + int(class_token is not None), weight.shape[0]), dtype=dtype)
 
 
 @operator(
@@ -213,7 +213,7 @@ def _patch_embed(x, weight, bias, class_token, position_embedding, dtype):
     batch, channels, height, width = x.shape
     hidden, _, patch_height, patch_width = weight.shape
     down, across = _patches(height, width, [patch_height, patch_width])
-    tokens = down * across + (class_token is not None)
+    tokens = down * across + int(class_token is not None)
     output = torch.empty((batch, tokens, hidden), dtype=dtype, device=x.device)
     if output.numel() == 0:
         return output
@@ -363,7 +363,7 @@ def patch_embed(
         raise ValueError(f"patch_embed: weight is {tuple(weight.shape)}; patches of at least 1 x 1 are accepted")
     if min(height // patch_height, width // patch_width) == 0:
         raise ValueError(f"patch_embed: input is {tuple(input.shape)}, smaller than one {patch_height} x {patch_width} patch")
-    tokens = (height // patch_height) * (width // patch_width) + (class_token is not None)
+    tokens = (height // patch_height) * (width // patch_width) + int(class_token is not None)
     for name, tensor, size in (
         ("bias", bias, hidden), ("class_token", class_token, hidden), ("position_embedding", position_embedding, tokens * hidden),
     ):  # fmt: skip
