@@ -136,6 +136,7 @@ def test_every_figure_is_drawn_with_a_text(shown, tmp_path):
         picture = Image.open(tmp_path / "figure.png").convert("L")
         assert picture.width > 900 and picture.getextrema()[0] < 80 and len(alt) > 40
     figures.bandwidth([])
+    figures.arithmetic([])
     assert len(shown) == 6  # nothing recorded, nothing drawn
 
 

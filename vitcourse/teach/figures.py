@@ -5,7 +5,7 @@ Figures stand on a white card of their own, so they read the same on light and d
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
 
@@ -210,33 +210,43 @@ def bandwidth(rows: Sequence[measure.Measurement], title: str = "") -> None:
     rows: measurements whose `shape` is a number of elements, or a shape such as 197x768, and whose metric is GB/s. With none,
     nothing is drawn.
     """
+    _over_sizes(rows, title or "Bandwidth", "elements", "GB/s (bytes read and written)", "copy", math.prod)
+
+
+def arithmetic(rows: Sequence[measure.Measurement], title: str = "") -> None:
+    """TFLOP/s of square products against their side, a line a provider, with cuBLAS's largest product as the limit.
+
+    rows: measurements whose `shape` is MxNxK and whose metric is TFLOP/s. With none, nothing is drawn.
+    """
+    _over_sizes(rows, title or "Speed", "rows, columns and terms", "TFLOP/s", "cuBLAS at 8,192", max)
+
+
+def _over_sizes(
+    rows: Sequence[measure.Measurement], title: str, xlabel: str, ylabel: str, limit: str, size: Callable[[list[int]], int]
+) -> None:
     if not rows:
         return
-    ceiling = max(row.limit for row in rows)
+    ceiling, metric = max(row.limit for row in rows), rows[0].metric
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.2))
         axes.axhline(ceiling, color=ACCENT, lw=1.5, linestyle="--")
-        axes.text(
-            0.01,
-            ceiling,
-            f" copy: {ceiling:,.0f} GB/s",
-            color=ACCENT,
-            va="bottom",
-            transform=axes.get_yaxis_transform(),
-        )
+        label = f" {limit}: {ceiling:,.0f} {metric}"
+        axes.text(0.01, ceiling, label, color=ACCENT, va="bottom", transform=axes.get_yaxis_transform())
         notes = []
         for index, provider in enumerate(dict.fromkeys(row.provider for row in rows)):
             mine = [row for row in rows if row.provider == provider]
-            sizes, values = [math.prod(map(int, row.shape.split("x"))) for row in mine], [row.value for row in mine]
+            sizes, values = [size(list(map(int, row.shape.split("x")))) for row in mine], [row.value for row in mine]
             marker = "os^Dvp"[index % 6]
             axes.plot(sizes, values, color=COLOURS[index], marker=marker, ms=5, lw=1.8, label=provider)
-            notes.append(f"{provider} from {values[0]:,.0f} GB/s at {sizes[0]:,} elements to {values[-1]:,.0f} at {sizes[-1]:,}")
+            notes.append(f"{provider} from {values[0]:,.0f} {metric} at {sizes[0]:,} to {values[-1]:,.0f} at {sizes[-1]:,}")
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, None)
-        axes.set(xlabel="elements", ylabel="GB/s (bytes read and written)", title=title)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))  # the lines rise from the lower left
         _finish(axes, rows)
-    show(figure, f"{title or 'Bandwidth'} on {rows[0].gpu}: " + "; ".join(notes) + f"; the copy reaches {ceiling:,.0f} GB/s.")
+    show(
+        figure, f"{title} against {xlabel} on {rows[0].gpu}: " + "; ".join(notes) + f"; {limit} reaches {ceiling:,.0f} {metric}."
+    )
 
 
 def roofline(ceilings: measure.Ceilings, operations: Sequence[Operation], dtype: str = "bfloat16") -> None:

@@ -41,9 +41,9 @@ def ceilings() -> measure.Ceilings:
 
 
 @functools.cache
-def _copy_bandwidth() -> float:
-    """This GPU's copy bandwidth in GB/s, measured once a process."""
-    return measure.ceilings(measure.measure_ceilings()).bandwidth / 1e9
+def _limits() -> measure.Ceilings:
+    """This GPU's ceilings, measured once a process."""
+    return measure.ceilings(measure.measure_ceilings())
 
 
 def compiled(function: Callable) -> Callable:
@@ -65,8 +65,33 @@ def bandwidth(
     moved: place to the bytes that the operation needs to move. A shape is handed over as several arguments.
     name: of the recording; dtype: what the inputs are.
     """
+    return _over_places(name, places, providers, "GB/s", moved, lambda: _limits().bandwidth / 1e9, dtype)
+
+
+def arithmetic(
+    name: str,
+    places: Sequence[int | tuple[int, ...]],
+    providers: dict[str, Callable[..., Callable[[], object]]],
+    flops: Callable[..., float],
+    dtype: str = "bfloat16",
+) -> list[measure.Measurement]:
+    """`bandwidth` for what arithmetic limits: times turned into TFLOP/s, beside those of the largest cuBLAS product.
+
+    flops: place to the floating-point operations that the operation needs. dtype: "bfloat16", "float16", "tf32" or "float32",
+    the last two for float32 products under PyTorch's settings "high" and "highest".
+    """
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        return _over_places(name, places, providers, "TFLOP/s", flops, lambda: _limits().flops[dtype] / 1e12, dtype)
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+def _over_places(name, places, providers, metric, amount, limit, dtype) -> list[measure.Measurement]:
     if runtime.DEVICE.type != "cuda":
         return _recorded(name)
+    scale = {"GB/s": 1e6, "TFLOP/s": 1e9}[metric]  # of milliseconds
     rows = []
     for place in places:
         sizes = place if isinstance(place, tuple) else (place,)
@@ -74,13 +99,8 @@ def bandwidth(
             function = prepare(*sizes)
             function()
             times = measure.kernel_milliseconds(function)
-            value = moved(*sizes) / times[0] / 1e6
-            shape = "x".join(map(str, sizes))
-            rows.append(
-                measure.measurement(
-                    provider, times, metric="GB/s", value=value, limit=_copy_bandwidth(), dtype=dtype, shape=shape
-                )
-            )
+            value, shape = amount(*sizes) / times[0] / scale, "x".join(map(str, sizes))
+            rows.append(measure.measurement(provider, times, metric=metric, value=value, limit=limit(), dtype=dtype, shape=shape))
     return _finish(name, rows)
 
 
