@@ -1,8 +1,9 @@
 """The tests tested: each one fails for a kernel that is wrong in a way that a kernel is easily wrong.
 
 An entry of the table takes one piece of text out of a kernel's source, puts another in, builds the kernels of that file anew,
-in the interpreter as on a GPU, and calls a test of its file as pytest would. A wrong kernel reads and writes at most a
-few elements past its operands, which lie between guard bands.
+in the interpreter as on a GPU, and calls a test of its file as pytest would. A piece of text that stands in a kernel for whole
+blocks and again for the rest is replaced in both. A wrong kernel reads and writes at most a few elements past its operands,
+which lie between guard bands.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import test_kernels as forward
 import test_linear_gradients as products
 import test_patch_embed_gradients as patches
 import torch
+import triton.language as tl
 from torch.autograd.gradcheck import GradcheckError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using `assume` outside")
@@ -30,16 +32,23 @@ DENSE = ("contiguous",) * 5
 _numbers = itertools.count()
 
 
+class Twice(str):
+    """A text that a kernel has twice."""
+
+
 @contextlib.contextmanager
 def broken(module, kernel: str, old: str, new: str, folder: Path) -> Iterator[None]:
     """`module` with `old` replaced by `new` in the source of `kernel`. Its kernels call each other, so all are built anew."""
     jitted = type(getattr(module, kernel))
     sources = {name: inspect.getsource(value.fn) for name, value in vars(module).items() if isinstance(value, jitted)}
-    assert sources[kernel].count(old) == 1, f"{kernel} has {old!r} {sources[kernel].count(old)} times; change this test with it"
+    found, wanted = sources[kernel].count(old), 2 if isinstance(old, Twice) else 1
+    assert found == wanted, f"{kernel} has {old!r} {found} times; change this test with it"
     sources[kernel] = sources[kernel].replace(old, new)
     # In a file, because Triton reads a kernel's source from there.
     file = folder / f"broken_{next(_numbers)}.py"
-    file.write_text("\n\n".join(["import triton\nimport triton.language as tl\n", *sources.values()]))
+    constants = {name: value.value for name, value in vars(module).items() if isinstance(value, tl.constexpr)}
+    constants = [f"{name} = tl.constexpr({value!r})\n" for name, value in constants.items()]
+    file.write_text("\n\n".join(["import triton\nimport triton.language as tl\n", *constants, *sources.values()]))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     built = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(built)
@@ -86,7 +95,7 @@ ROW_MAXIMUM = "tl.exp(x - tl.max(x, axis=1)[:, None])"
 SOFTMAX_GRADIENT = "y * (grad - tl.sum(y * grad, axis=1)[:, None])"
 NORM_GRADIENT = "(grad - mean_grad[:, None] - xhat * mean_grad_xhat[:, None]) * rstd[:, None]"
 WIDE_NORM_GRADIENT = "(grad - mean_grad - (x - mean) * rstd * mean_grad_xhat) * rstd"
-CENTERED = "tl.where(mask, x - mean[:, None], 0.0)"
+SQUARES = "tl.where(mask, centered * centered, 0.0)"
 MASK = "mask = offsets < size"
 
 # (file, kernel, its text, the wrong text, a test that sees it, the test's arguments)
@@ -136,10 +145,10 @@ FORWARD = [
      forward.test_softmax_in_another_type, {"dtype": HALF, "layout": "contiguous"}),
     (SOFTMAX, "softmax_kernel", "column, y, mask=inside", "column, y.to(tl.float16), mask=inside",
      forward.test_softmax_in_float32_loses_nothing_of_float16, {}),
-    (LAYER_NORM, "layer_norm_kernel", CENTERED, "x - mean[:, None]", forward.test_layer_norm_drawn, norm((4, 5))),
+    (LAYER_NORM, "layer_norm_kernel", SQUARES, "centered * centered", forward.test_layer_norm_drawn, norm((4, 5))),
     (LAYER_NORM, "layer_norm_kernel", "variance + eps", "variance", forward.test_elementwise_and_rows,
      {"dtype": SINGLE, "shape": (197, 1), "layout": "contiguous"}),
-    (LAYER_NORM, "layer_norm_kernel", "variance = tl.sum(centered * centered, axis=1) / columns",
+    (LAYER_NORM, "layer_norm_kernel", f"variance = tl.sum({SQUARES}, axis=1) / columns",
      "variance = tl.sum(x * x, axis=1) / columns - mean * mean", forward.test_layer_norm_of_rows_far_from_zero,
      {"dtype": SINGLE, "columns": 768, "widest": None}),
     (LAYER_NORM, "wide_layer_norm_kernel", "sums += x", "sums = x", forward.test_layer_norm_of_rows_far_from_zero,
@@ -325,7 +334,52 @@ PRODUCTS = [
 ]  # fmt: skip
 
 
+PERSIST, FINISH_TILE, TILE_OF = ((LINEAR, name) for name in ("persistent_linear_kernel", "finish_tile", "tile_of"))
+
+
+def persistent(programs, halves=2, **other) -> tuple[Callable, dict]:
+    arguments = {"dtype": SINGLE, "halves": halves, "programs": programs, "monkeypatch": "a fixture"}
+    return forward.test_persistent_linear, arguments | other
+
+
+def with_activation(activation: str) -> dict:
+    drawn = {"leading": (), "M": 5, "N": 7, "K": 3, "at": DENSE[:4], "given_": (True, False), "seed": 0, "dtype": SINGLE}
+    return drawn | {"activation": activation}
+
+
+PERSISTENT = [
+    (*PERSIST, "tile += programs", "tile += 1", *persistent(4)),
+    (*PERSIST, "tl.program_id(0) - programs", "tl.program_id(0) - 1", *persistent(4)),
+    (*PERSIST, "tl.cdiv(tiles_m * tiles_n - tl.program_id(0), programs)", "tiles_m * tiles_n // programs", *persistent(4)),
+    (*PERSIST, "tl.where(step == steps - 1, 0, step + 1)", "step + 1", *persistent(1)),
+    (*PERSIST, "\n            accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)", "\n            accumulator += 0.0",
+     *persistent(1, halves=1)),
+    (*PERSIST, "tl.dot(a, b, accumulator, input_precision=PRECISION)", "tl.dot(a, b, input_precision=PRECISION)",
+     *persistent(500)),
+    (*PERSIST, "steps = tl.cdiv(K, BLOCK_K)", "steps = tl.maximum(K // BLOCK_K, 1)", *persistent(500)),
+    (*PERSIST, "input.load([row, step * BLOCK_K])", "input.load([row, 0])", *persistent(500)),
+    (*PERSIST, "weight.load([column, step * BLOCK_K])", "weight.load([row, step * BLOCK_K])", *persistent(500, dtype=HALF)),
+    (*PERSIST, "weight.load([step * BLOCK_K, column])", "weight.load([step * BLOCK_K, row])", *persistent(4)),
+    (*PERSIST, "input.load([step * BLOCK_K, row])", "input.load([step * BLOCK_K, column])", *persistent(4)),
+    (*PERSIST, "tl.permute(tl.reshape(accumulator, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))",
+     "tl.reshape(accumulator, (BLOCK_M, BLOCK_N // 2, 2))", *persistent(500)),
+    (*PERSIST, "right, row, column + BLOCK_N // 2, N", "right, row, column, N", *persistent(500)),
+    (*FINISH_TILE, "accumulator += tl.load(bias_ptr", "accumulator -= tl.load(bias_ptr", *persistent(500, halves=1)),
+    (*FINISH_TILE, "tl.load(bias_ptr + n, mask=n < N", "tl.load(bias_ptr + n, mask=n < N - 1", *persistent(500)),
+    (*FINISH_TILE, "accumulator.to(preactivation.dtype)", "(accumulator + 1e-3).to(preactivation.dtype)", *persistent(500)),
+    (*FINISH_TILE, "accumulator = activate(accumulator, ACTIVATION)", "", *persistent(500, halves=1)),
+    (*FINISH_TILE, "residual.load([row, column])", "residual.load([row, 0])", *persistent(1)),
+    (*FINISH_TILE, "output.store([row, column]", "output.store([row, 0]", *persistent(1)),
+    (*TILE_OF, "tl.minimum(tiles_m - group * GROUP_M, GROUP_M)", "GROUP_M", *persistent(500)),
+    (*TILE_OF, "within // group_height", "within // GROUP_M", *persistent(4, halves=1)),
+    # What both kernels call.
+    (LINEAR, "activate", "x < 0", "x > 0", forward.test_linear_drawn, with_activation("relu")),
+    (LINEAR, "activate", "gelu_tanh(x)", "gelu_erf(x)", forward.test_linear_drawn, with_activation("gelu_tanh")),
+]  # fmt: skip
+
+
 ATTENTION, QUERIES, KEYS = attention.ATTENTION, "attention_query_backward_kernel", "attention_key_backward_kernel"
+STEP, ROWS, OF_THE_REST = "attention_key_backward_step", "load_rows", "mask=(row < rows)[:, None] & (column < columns)[None, :]"
 BLOCKS = {"block_m": 16, "block_n": 16, "is_causal": False, "dtype": SINGLE}
 
 
@@ -346,67 +400,76 @@ ATTENTIONS = [
      {"dtype": SINGLE, "is_causal": False}),
     (ATTENTION, "attention_kernel", "* queries + m64, maximum", "* keys + m64, maximum",
      attention.test_as_many_queries_as_keys_or_not, attend(16, 17)),
-    (ATTENTION, QUERIES, "p * (p_grad - delta[:, None])", "p * p_grad", attention.test_drawn, head()),
-    (ATTENTION, QUERIES, "p * (p_grad - delta[:, None])", "(p_grad - delta[:, None])", attention.test_layouts,
+    (ATTENTION, QUERIES, Twice("p * (p_grad - delta[:, None])"), "p * p_grad", attention.test_drawn, head()),
+    (ATTENTION, QUERIES, Twice("p * (p_grad - delta[:, None])"), "(p_grad - delta[:, None])", attention.test_layouts,
      {"dtype": HALF, "layout": "contiguous"}),
     (ATTENTION, QUERIES, "accumulator * scale", "accumulator", attention.test_packed_queries_keys_and_values,
      {"dtype": HALF, "embedding": 64, "is_causal": False}),
     (ATTENTION, QUERIES, "accumulator * scale", "accumulator * base2_scale", attention.test_gradcheck, {"is_causal": True}),
-    (ATTENTION, QUERIES, 'tl.where(visible, scores, -float("inf"))', "scores", attention.test_scores_far_from_zero,
+    (ATTENTION, QUERIES, 'tl.where(visible, scores * base2_scale - logsumexp[:, None], -float("inf"))',
+     "scores * base2_scale - logsumexp[:, None]", attention.test_scores_far_from_zero,
      {"dtype": SINGLE, "sign": -1.0, "is_causal": False}),
-    (ATTENTION, QUERIES, "column[None, :] <= m[:, None]", "column[None, :] < m[:, None]",
+    (ATTENTION, QUERIES, "n[None, :] <= m[:, None]", "n[None, :] < m[:, None]",
      attention.test_as_many_queries_as_keys_or_not, attend(16, 17, True)),
-    (ATTENTION, QUERIES, "column[None, :] <= m[:, None]", "column[None, :] <= m[:, None] + keys - queries",
+    (ATTENTION, QUERIES, "n[None, :] <= m[:, None]", "n[None, :] <= m[:, None] + keys - queries",
      attention.test_as_many_queries_as_keys_or_not, attend(130, 33, True)),
-    (ATTENTION, QUERIES, "range(0, last, BLOCK_N)", "range(0, tl.minimum(last, BLOCK_N), BLOCK_N)", attention.test_small_blocks,
-     BLOCKS),
-    (ATTENTION, QUERIES, "range(0, last, BLOCK_N)", "range(0, last - BLOCK_N + 1, BLOCK_N)",
+    (ATTENTION, QUERIES, "range(0, whole, BLOCK_N)", "range(0, tl.minimum(whole, BLOCK_N), BLOCK_N)",
+     attention.test_small_blocks, BLOCKS),
+    (ATTENTION, QUERIES, "tl.exp2(scores * base2_scale", "tl.exp2(scores * scale", attention.test_small_blocks, BLOCKS),
+    (ATTENTION, QUERIES, "range(whole, last, BLOCK_N)", "range(0, last, BLOCK_N)", attention.test_small_blocks, BLOCKS),
+    (ATTENTION, QUERIES, "range(whole, last, BLOCK_N)", "range(whole, tl.minimum(last, whole + BLOCK_N), BLOCK_N)",
+     attention.test_small_blocks, {"block_m": 128, "block_n": 32, "is_causal": True, "dtype": SINGLE}),
+    (ATTENTION, QUERIES, "range(whole, last, BLOCK_N)", "range(whole, last - BLOCK_N + 1, BLOCK_N)",
      attention.test_drawn_small_blocks, {"at": DENSE[:4], "seed": 0, "blocks": (16, 16)} | attend(33, 40)),
     (ATTENTION, QUERIES, "tl.minimum(keys, first + BLOCK_M)", "tl.minimum(keys, first)", attention.test_small_blocks,
      BLOCKS | {"is_causal": True}),
-    (ATTENTION, QUERIES, "m64[:, None] * grad_row_stride", "m64[:, None] * value_size", attention.test_layouts,
+    (ATTENTION, QUERIES, "tl.minimum(keys, first)", "tl.minimum(keys, first + BLOCK_M)", attention.test_small_blocks,
+     BLOCKS | {"is_causal": True}),
+    (ATTENTION, QUERIES, "grad_ptr, m, grad_row_stride", "grad_ptr, m, value_size", attention.test_layouts,
      {"dtype": SINGLE, "layout": "padded"}),
-    (ATTENTION, QUERIES, "v[None, :] * grad_column_stride", "v[None, :]", attention.test_layouts,
+    (ATTENTION, QUERIES, "grad_row_stride, grad_column_stride, queries", "grad_row_stride, 1, queries", attention.test_layouts,
      {"dtype": SINGLE, "layout": "stepped"}),
     (ATTENTION, QUERIES, "delta_ptr + statistics + m64", "delta_ptr + m64", attention.test_with_some_of_it_frozen,
      {"dtype": SINGLE, "needed": ["key"], "is_causal": False}),
     (ATTENTION, QUERIES, "delta, mask=m_mask)", "delta)", attention.test_drawn, head(queries=17)),
-    (ATTENTION, QUERIES, "accumulator * scale, mask=q_mask)", "accumulator * scale, mask=m_mask[:, None])", attention.test_drawn,
-     head(head_size=17)),
-    (ATTENTION, KEYS, "p * (p_grad - delta[None, :])", "p * p_grad", attention.test_drawn, head()),
-    (ATTENTION, KEYS, "p * (p_grad - delta[None, :])", "p * (p_grad + delta[None, :])", attention.test_gradcheck,
+    (ATTENTION, QUERIES, "accumulator * scale, mask=m_mask[:, None] & (d < head_size)[None, :])",
+     "accumulator * scale, mask=m_mask[:, None])", attention.test_drawn, head(head_size=17)),
+    (ATTENTION, STEP, "p * (p_grad - delta[None, :])", "p * p_grad", attention.test_drawn, head()),
+    (ATTENTION, STEP, "p * (p_grad - delta[None, :])", "p * (p_grad + delta[None, :])", attention.test_gradcheck,
      {"is_causal": False}),
-    (ATTENTION, KEYS, "p * (p_grad - delta[None, :])", "p_grad - delta[None, :]", attention.test_packed_queries_keys_and_values,
+    (ATTENTION, STEP, "p * (p_grad - delta[None, :])", "p_grad - delta[None, :]", attention.test_packed_queries_keys_and_values,
      {"dtype": SINGLE, "embedding": 60, "is_causal": True}),
     (ATTENTION, KEYS, "key_grad * scale", "key_grad", attention.test_lengths_and_head_sizes,
      {"dtype": HALF, "tokens": 16, "head_size": 32, "is_causal": False}),
     (ATTENTION, KEYS, "key_grad * scale", "key_grad * base2_scale", attention.test_gradcheck, {"is_causal": True}),
-    (ATTENTION, KEYS, "n[:, None] <= row[None, :]", "n[:, None] < row[None, :]", attention.test_lengths_and_head_sizes,
+    (ATTENTION, STEP, "n[:, None] <= row[None, :]", "n[:, None] < row[None, :]", attention.test_lengths_and_head_sizes,
      {"dtype": SINGLE, "tokens": 5, "head_size": 16, "is_causal": True}),
-    (ATTENTION, KEYS, "n[:, None] <= row[None, :]", "n[:, None] <= row[None, :] + keys",
+    (ATTENTION, STEP, "n[:, None] <= row[None, :]", "n[:, None] <= row[None, :] + queries",
      attention.test_as_many_queries_as_keys_or_not, attend(33, 130, True)),
     (ATTENTION, KEYS, "start_at = first ", "start_at = first + BLOCK_N ", attention.test_small_blocks,
      BLOCKS | {"is_causal": True}),
-    (ATTENTION, KEYS, "range(start_at, queries, BLOCK_M)", "range(start_at, tl.minimum(queries, start_at + BLOCK_M), BLOCK_M)",
+    (ATTENTION, KEYS, "range(start_at, rest, BLOCK_M)", "range(start_at, tl.minimum(rest, start_at + BLOCK_M), BLOCK_M)",
      attention.test_small_blocks, BLOCKS),
-    (ATTENTION, KEYS, "range(start_at, queries, BLOCK_M)", "range(start_at, tl.minimum(queries, BLOCK_M), BLOCK_M)",
+    (ATTENTION, KEYS, "rest + tl.arange(0, BLOCK_M)", "rest + 1 + tl.arange(0, BLOCK_M)",
      attention.test_gradients_of_values_add_up, {"dtype": HALF}),
-    (ATTENTION, KEYS, "range(start_at, queries, BLOCK_M)", "range(start_at, queries - BLOCK_M + 1, BLOCK_M)",
+    (ATTENTION, KEYS, "if rest < queries:", "if rest < queries - BLOCK_M + 1:",
      attention.test_drawn_small_blocks, {"at": DENSE[:4], "seed": 0, "blocks": (16, 16)} | attend(40, 33)),
-    (ATTENTION, KEYS, "scores - logsumexp[None, :]", "scores", attention.test_large_scores,
+    (ATTENTION, STEP, "scores * base2_scale - logsumexp[None, :]", "scores * base2_scale", attention.test_large_scores,
      {"dtype": SINGLE, "is_causal": True}),
-    (ATTENTION, KEYS, "scores - logsumexp[None, :]", "scores - logsumexp[None, :] + 1e-3",
+    (ATTENTION, STEP, "base2_scale - logsumexp[None, :]", "base2_scale - logsumexp[None, :] + 1e-3",
      attention.test_gradients_of_values_add_up, {"dtype": SINGLE}),
-    (ATTENTION, KEYS, "rows[:, None] * grad_row_stride", "rows[:, None] * value_size", attention.test_layouts,
+    (ATTENTION, STEP, "grad_ptr, row, grad_row_stride", "grad_ptr, row, value_size", attention.test_layouts,
      {"dtype": SINGLE, "layout": "padded"}),
-    (ATTENTION, KEYS, "mask=g_mask, other=0.0)", "mask=g_mask, other=1.0)", attention.test_with_some_of_it_frozen,
+    (ATTENTION, ROWS, f"{OF_THE_REST}, other=0.0)", f"{OF_THE_REST}, other=1.0)", attention.test_with_some_of_it_frozen,
      {"dtype": SINGLE, "needed": ["value"], "is_causal": False}),
-    (ATTENTION, KEYS, "mask=q_mask, other=0.0)", "mask=(d < head_size)[None, :])", attention.test_drawn, head()),
+    (ATTENTION, ROWS, f"{OF_THE_REST}, other=0.0)", "mask=(column < columns)[None, :])", attention.test_drawn, head()),
+    (ATTENTION, ROWS, f"{OF_THE_REST}, other=0.0)", "mask=(row < rows)[:, None])", attention.test_drawn, head()),
+    (ATTENTION, ROWS, "if ROWS_FIT and FITS:", "if ROWS_FIT:", attention.test_small_blocks, BLOCKS),
     (ATTENTION, KEYS, "value_grad, mask=v_mask", "value_grad, mask=(v < value_size)[None, :]", attention.test_drawn,
      head(keys=9)),
-    (ATTENTION, KEYS, "value_grad = tl.dot(p.to(grad.dtype), grad, value_grad,", "value_grad = tl.dot(p.to(grad.dtype), grad,",
+    (ATTENTION, STEP, "value_grad = tl.dot(p.to(grad.dtype), grad, value_grad,", "value_grad = tl.dot(p.to(grad.dtype), grad,",
      attention.test_lengths_and_head_sizes, {"dtype": SINGLE, "tokens": 577, "head_size": 16, "is_causal": False}),
-    (ATTENTION, KEYS, "score_grad.to(q.dtype), q, key_grad,", "score_grad.to(q.dtype), q,", attention.test_small_blocks, BLOCKS),
+    (ATTENTION, STEP, "score_grad.to(q.dtype), q, key_grad,", "score_grad.to(q.dtype), q,", attention.test_small_blocks, BLOCKS),
     (ATTENTION, KEYS, "value_grad_row_stride + v[None, :], value_grad", "value_grad_row_stride + v[None, :], value_grad * scale",
      attention.test_one_tensor_as_query_key_and_value, {}),
 ]  # fmt: skip
@@ -545,6 +608,15 @@ CROSS_ENTROPY = [
      NARROW | {"layout": "padded"}),
     (*WIDE_LOSS, "lane_total * tl.exp(lane_maximum - shift)", "lane_total", cross_entropy.test_very_wide_rows,
      {"dtype": SINGLE, "columns": 200_003}),
+    (*WIDE_LOSS, "lane_maximum, tl.max(x, axis=0)", "lane_maximum, tl.min(x, axis=0)",
+     cross_entropy.test_extreme_rows, WIDE | {"smoothing": 0.0}),
+    (*WIDE_LOSS, "range(0, columns, STEP * BLOCK_COLUMNS)", "range(0, columns, BLOCK_COLUMNS)",
+     cross_entropy.test_rows_small_blocks, losses_of_rows(3, 33, widest=16)),
+    (*WIDE_LOSS, "tl.arange(0, STEP)[:, None] * BLOCK_COLUMNS", "tl.arange(0, STEP)[:, None]", cross_entropy.test_very_wide_rows,
+     {"dtype": SINGLE, "columns": 200_003}),
+    (*LOSS_GRADIENT, "tl.minimum(columns - first, BLOCK_COLUMNS)", "tl.minimum(columns - first - 1, BLOCK_COLUMNS)",
+     cross_entropy.test_rows_small_blocks, losses_of_rows(3, 100)),
+    (*LOSS_GRADIENT, "(target - first)", "target", cross_entropy.test_rows_small_blocks, losses_of_rows(3, 100)),
     (*WIDE_LOSS, "lane_distance += ", "lane_distance = ", cross_entropy.test_very_wide_rows,
      {"dtype": SINGLE, "columns": 32_768}),
     (*FINISH, "loss_ptr + rows + row", "loss_ptr + rows + 0 * row", cross_entropy.test_many_rows,
@@ -588,18 +660,23 @@ CROSS_ENTROPY = [
 ]  # fmt: skip
 
 
+TABLES = [*FORWARD, *BACKWARD, *PRODUCTS, *PERSISTENT, *ATTENTIONS, *PATCHES, *DROPOUT, *CROSS_ENTROPY]
+
+
 def name_of(entry: object) -> str:
     _module, kernel, old, new, test, _ = entry
     return f"{kernel}-{' '.join(old.split())[:30]}-{' '.join(new.split())[:30]}-{test.__name__}"
 
 
-@pytest.mark.parametrize("entry", [*FORWARD, *BACKWARD, *PRODUCTS, *ATTENTIONS, *PATCHES, *DROPOUT, *CROSS_ENTROPY], ids=name_of)
+@pytest.mark.parametrize("entry", TABLES, ids=name_of)
 def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
     module, kernel, old, new, test, arguments = entry
-    if "monkeypatch" in arguments:
-        arguments = arguments | {"monkeypatch": monkeypatch}
-    with broken(module, kernel, old, new, tmp_path), pytest.raises((AssertionError, GradcheckError)):
-        run(test, arguments)
+    # What the test replaces is put back first: it may be a kernel that is broken here.
+    with broken(module, kernel, old, new, tmp_path), monkeypatch.context() as fixture:
+        if "monkeypatch" in arguments:
+            arguments = arguments | {"monkeypatch": fixture}
+        with pytest.raises((AssertionError, GradcheckError)):
+            run(test, arguments)
 
 
 # What is no test of a kernel's values: of PyTorch's graph, of launches, of refusals; and what needs a GPU's memory.
@@ -632,6 +709,14 @@ def test_every_test_of_a_gradient_has_a_broken_kernel():
     assert there - NOT_OF_VALUES == {entry[4].__name__ for entry in BACKWARD}
     there = {name for name in vars(products) if name.startswith("test_")}
     assert there - NOT_OF_VALUES == {entry[4].__name__ for entry in PRODUCTS}
+
+
+def test_every_kernel_of_linear_and_of_attentions_gradients_is_broken():
+    jitted, entries = type(LINEAR.linear_kernel), {(entry[0], entry[1]) for entry in TABLES}
+    for module in (LINEAR, ATTENTION):
+        kernels = {name: value.fn for name, value in vars(module).items() if isinstance(value, jitted)}
+        own = {name for name, function in kernels.items() if function.__module__ == module.__name__}
+        assert own == {kernel for file, kernel in entries if file is module}
 
 
 # The same of attention's; and what needs a GPU, or has values that a test of the table above has met.

@@ -9,8 +9,11 @@ Not every combination is compiled, which would take half an hour, but on every a
 - every configuration of `linear` that fits there: in float16 with bias, GELU and residual, through pointers and, from sm_90
   on, also through descriptors; in float32 (the most shared memory); bfloat16 with its fast GELU, TF32, and every other flag
   in one of them; for its backward pass, with one or both operands transposed, all of them again in float16 and float32;
+- its persistent kernel from sm_90 on, in float16 and bfloat16, in every configuration for it that fits there; and what is
+  pinned for the H200 without fitting by its estimate, on sm_90, as its shape class has it;
 - every configuration of attention that fits there, in float16 with heads of 64; for each other head size and for the other
-  types the first that fits, which takes the most shared memory; the same of its two backward kernels;
+  types the first that fits, which takes the most shared memory; the same of its two backward kernels, and of these each of
+  the latter also for heads that do not fill their block;
 - `bmm` and `patch_embed` in every type, with `patch_embed`'s gradient of the image; every configuration of its gradient of the
   weight that fits there, in float16 and float32, and the first of them in bfloat16;
 - row and element-wise kernels, forward and backward, in the block shapes of narrow, usual, wide and the widest rows, and
@@ -125,12 +128,13 @@ def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
         # A transposed matrix of dense rows: its elements follow each other along its columns.
         absent |= {"input_row_stride": 1, "input_column_stride": ...} if transposed[0] else {}
         absent |= {"weight_row_stride": 1, "weight_column_stride": ...} if transposed[1] else {}
-        blocks = [(m, k), (n, k)]
-        blocks = [block[::-1] if flag else block for block, flag in zip(blocks, transposed)]
+        tiles = [(m, k), (n, k)]
+        tiles = [tile[::-1] if flag else tile for tile, flag in zip(tiles, transposed)]
+        blocks = {name: size for name, size in config.blocks.items() if name != "HALVES"}  # which is of the persistent kernel
         return Job(
-            architecture, "linear", "linear_kernel", dtype, flags | absent | config.blocks, config.num_warps, config.num_stages,
+            architecture, "linear", "linear_kernel", dtype, flags | absent | blocks, config.num_warps, config.num_stages,
             estimate=configs[ITEMSIZE[dtype]].shared_bytes(config, ITEMSIZE[dtype]),
-            descriptors=dict(zip(("input", "weight"), blocks)) if tma else {}, aligned=rest.get("aligned", True),
+            descriptors=dict(zip(("input", "weight"), tiles)) if tma else {}, aligned=rest.get("aligned", True),
         )  # fmt: skip
 
     half, single = (configs[size].fitting(shared, size) for size in (2, 4))
@@ -153,6 +157,13 @@ def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
         yield job(half[0], "bf16", "gelu_fast", tma=True)
         yield job(single[-1], "fp32", tma=True)
 
+    # What is pinned for the H200's persistent kernel serves this one too, where rows or types do not suit descriptors.
+    for size, dtype in ((2, "fp16"), (4, "fp32")) if architecture == 90 else ():
+        pinned = {str(config): config for config in configs[size].pinned["NVIDIA H200"].values() if "HALVES" in config.blocks}
+        for config in pinned.values():
+            for tma in (False, True):
+                yield job(config, dtype, "gelu", SAVE=True, tma=tma, K_FITS=False, PRECISION={2: "ieee", 4: "tf32"}[size])
+
     # For training: a forward pass that keeps what the activation was given, and the two products of the backward pass.
     bare = {"bias": False, "residual": False}
     yield job(smallest, "fp16", "gelu", SAVE=True)
@@ -168,13 +179,73 @@ def linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
     yield job(smallest, "fp16", transposed=(True, True), **bare)
 
 
+def persistent_linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
+    module = importlib.import_module("vitcourse.kernels.linear")
+    configs = module.CONFIGS
+    if architecture < 90:
+        return
+
+    def job(
+        config, dtype, activation=None, bias=False, save=False, residual=False, transposed=(False, False), estimated=True,
+        to_dot=None,
+    ) -> Job:  # fmt: skip
+        m, n, k, halves = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "HALVES"))
+        constants = {"HAS_BIAS": bias, "ACTIVATION": activation, "HAS_RESIDUAL": residual, "SAVE": save}
+        constants |= {"PRECISION": to_dot or precision(architecture, dtype)}
+        constants |= {"INPUT_TRANSPOSED": transposed[0], "WEIGHT_TRANSPOSED": transposed[1]}
+        given = {"bias_ptr": bias, "residual": residual, "preactivation": save, "output": True}
+        constants |= {name: None for name, there in given.items() if not there}
+        tiles = {"input": (m, k), "weight": (n, k)}
+        tiles = {name: tile[::-1] if flag else tile for (name, tile), flag in zip(tiles.items(), transposed)}
+        tiles |= {name: (m, n // halves) for name in ("residual", "output", "preactivation") if given[name]}
+        size = ITEMSIZE[dtype]
+        return Job(
+            architecture, "linear", "persistent_linear_kernel", dtype, constants | config.blocks,
+            config.num_warps, config.num_stages, estimate=configs[size].shared_bytes(config, size) if estimated else None,
+            descriptors=tiles,
+        )  # fmt: skip
+
+    training, everything = {"bias": True, "save": True}, {"bias": True, "save": True, "residual": True}
+    for dtype in ITEMSIZE:
+        gelu = "gelu_fast" if dtype == "bf16" else "gelu"
+        for config in configs[ITEMSIZE[dtype]].fitting(shared, ITEMSIZE[dtype]):
+            if "HALVES" in config.blocks:
+                yield job(config, dtype)
+                yield job(config, dtype, gelu, **training)
+                yield job(config, dtype, bias=True, residual=True)
+                yield job(config, dtype, gelu, **everything)
+                for transposed in ((False, True), (True, False), (True, True)):
+                    yield job(config, dtype, transposed=transposed)
+    if architecture != 90:
+        return
+    # What is pinned for the H200 is launched whether or not it fits by the estimate, which has room for a residual. Its shape
+    # class says whether there is one, and how float32 is multiplied.
+    pinned = {}
+    for dtype, size in ITEMSIZE.items():
+        gelu = "gelu_fast" if dtype == "bf16" else "gelu"
+        for shape_class, config in configs[size].pinned["NVIDIA H200"].items():
+            if "HALVES" in config.blocks and config not in configs[size].fitting(shared, size):
+                words = shape_class.split()
+                to_dot = (set(words) & {"tf32", "tf32x3"} or {"ieee"}).pop()
+                launch = functools.partial(job, config, dtype, estimated=False, to_dot=to_dot)
+                if "residual" in words:
+                    found = [launch(bias=True, residual=True), launch(gelu, **everything)]
+                else:
+                    found = [launch(), launch(gelu, **training)]
+                    found += [launch(transposed=(a, b)) for a in (False, True) for b in (False, True)]
+                pinned |= {str(one): one for one in found}  # several classes have one configuration
+    yield from pinned.values()
+
+
 def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
     attention = importlib.import_module("vitcourse.kernels.attention")
 
-    def job(kernel, config, dtype, causal, estimate, save=None, **rest) -> Job:
+    def job(kernel, config, dtype, causal, estimate, save=None, fits=True, **rest) -> Job:
         constants = {"CAUSAL": causal, "PRECISION": precision(architecture, dtype)} | config.blocks
         if kernel == "attention_kernel":
             constants |= {"SAVE": True} if save else {"SAVE": False, "logsumexp_ptr": None}
+        else:
+            constants |= {"HEAD_FITS": fits, "VALUE_FITS": fits}
         return Job(architecture, "attention", kernel, dtype, constants, config.num_warps, config.num_stages, estimate, **rest)
 
     rest = [(64, 64, "fp32"), (16, 16, "fp32"), (32, 32, "fp16"), (128, 128, "fp16"), (128, 32, "fp32"), (256, 256, "fp16")]
@@ -190,7 +261,10 @@ def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
             configs = table(block_d, block_v)
             config = configs.fitting(shared, ITEMSIZE[dtype])[0]
             estimate = configs.shared_bytes(config, ITEMSIZE[dtype])
-            yield job(kernel, config, dtype, False, estimate, save=dtype == "fp16", aligned=block_d != 32)
+            odd = block_d == 32
+            yield job(kernel, config, dtype, False, estimate, save=dtype == "fp16", fits=not odd, aligned=not odd)
+            if kernel != "attention_kernel" and not odd:
+                yield job(kernel, config, dtype, True, estimate, fits=False)
 
 
 def product_jobs(architecture: int, shared: int) -> Iterator[Job]:
@@ -351,6 +425,7 @@ def jobs(architecture: int) -> list[Job]:
     shared = runtime.SHARED_MEMORY[architecture]
     return [
         *linear_jobs(architecture, shared),
+        *persistent_linear_jobs(architecture, shared),
         *attention_jobs(architecture, shared),
         *product_jobs(architecture, shared),
         *row_and_elementwise_jobs(architecture, shared),

@@ -501,24 +501,44 @@ def test_linear_small_blocks(dtype, config):
 
 
 @pytest.mark.parametrize("halves", [1, 2])
-@pytest.mark.parametrize("programs", [1, 3, 500])
+@pytest.mark.parametrize("programs", [1, 4, 500])
 def test_persistent_linear(dtype, halves, programs, monkeypatch):
-    # Descriptors work in the interpreter too. Fewer programs than tiles, and more.
+    # Descriptors work in the interpreter too. Fewer programs than tiles, which do not share them evenly, and more; and more tile
+    # rows than a group has, in a number that leaves a smaller last group.
     if 0 < runtime.capability() < 90:
         pytest.skip("this GPU has no descriptors")
     monkeypatch.setattr(LINEAR, "capability", lambda: 90)
     monkeypatch.setattr(LINEAR, "multiprocessors", lambda: programs)
     config = runtime.Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 2, "HALVES": halves}, 8, 2)
     launched = spy_on(monkeypatch, LINEAR, "persistent_linear_kernel")
-    for M, N, K in ((200, 136, 72), (64, 64, 32), (1, 8, 40)):
+    for M, N, K in ((296, 136, 72), (64, 64, 32), (1, 8, 40)):
         x, weight = tensor((M, K), dtype), tensor((N, K), dtype, seed=1, scale=0.2)
         bias, residual = tensor((N,), dtype, seed=2), tensor((M, N), dtype, seed=3)
         with forced_config(LINEAR, config):
             check_linear(x, weight, bias, "gelu", residual)
             check_linear(x, tensor((K, N), dtype, seed=1, scale=0.2).t())
+            if M > 1:  # one row's column is not 16-byte aligned
+                check_linear(tensor((K, M), dtype).t(), weight)
             _, before = LINEAR._linear(x, weight, bias, None, "relu", dtype, True)
             torch.testing.assert_close(before, LINEAR._linear(x, weight, bias, None, None, dtype, False)[0])
-    assert len(launched) == 12
+    assert len(launched) == 14
+
+
+def test_linear_with_a_residual_of_another_type(dtype, monkeypatch):
+    # As under autocast. A float32 residual's tiles and the result's are too large for the shared memory of a persistent kernel.
+    if dtype == torch.float32:
+        pytest.skip("the residual's type")
+    launched = spy_on(monkeypatch, LINEAR, "persistent_linear_kernel")
+    if runtime.INTERPRETER:
+        monkeypatch.setattr(LINEAR, "capability", lambda: 90)
+    config = runtime.Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 2, "HALVES": 2}, 8, 2)
+    x, weight, bias = tensor((200, 72), dtype), tensor((136, 72), dtype, seed=1, scale=0.2), tensor((136,), dtype, seed=2)
+    residual = tensor((200, 136), torch.float32, seed=3)
+    with forced_config(LINEAR, config):
+        result, _ = LINEAR._linear(x, weight, bias, residual, None, torch.float32, False)
+    assert not launched
+    reference = F.linear(x.double(), weight.double(), bias.double()) + residual
+    torch.testing.assert_close(result, reference.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
