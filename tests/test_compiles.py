@@ -26,10 +26,14 @@ import functools
 import importlib
 import multiprocessing
 import os
+import re
+import subprocess
+import tempfile
 import unittest.mock
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -99,7 +103,56 @@ def compile_job(job: Job) -> tuple[int, str]:
         )
     except Exception as error:  # reported with the job, and the other jobs go on
         return 0, f"{type(error).__name__}: {error}"
-    return compiled.metadata.shared, "" if compiled.asm.get("cubin") else "no machine code came out"
+    if not compiled.asm.get("cubin"):
+        return compiled.metadata.shared, "no machine code came out"
+    unset = unset_registers(machine_code(compiled.asm["cubin"])) if job.architecture == 90 else []
+    return compiled.metadata.shared, f"the machine code reads what nothing has written: {unset[0]}" if unset else ""
+
+
+def machine_code(cubin: bytes) -> str:
+    """The instructions in `cubin`, as text, by the disassembler that comes with Triton."""
+    import triton
+
+    disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+
+
+def unset_registers(code: str) -> list[str]:
+    """Instructions for sm_90 that read a uniform register which none above them has written.
+
+    The ptxas of Triton 3.6 and 3.7.1 does so where a tile of values is half as wide as that of keys and both take turns in one
+    buffer: it computes the address of the values' second piece from a register that it sets later, or never. Nothing is said of
+    code that calls a subroutine, such as that of 64-bit division, which may write any register.
+    """
+    written: set[int] = set()
+    found: list[str] = []
+    if "CALL." in code:
+        return found
+    for line in code.splitlines():
+        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)\s+(.*?);", line)
+        if not instruction:
+            continue
+        name, operands = instruction[1], [operand.strip() for operand in instruction[2].split(",")]
+        target = re.fullmatch(r"UR(\d+)", operands[0])
+        target = target if name.startswith(("U", "S2UR", "R2UR", "CS2UR", "REDUX", "VOTEU")) else None
+        read = set()
+        for operand in operands[1:] if target else operands:
+            for tiles in re.findall(
+                r"gdesc\[UR(\d+)\]", operand
+            ):  # of both operands, or of the second if the first is in registers
+                read |= set(range(int(tiles) + (2 if re.match(r"R\d", operands[1]) else 0), int(tiles) + 4))
+            for memory in re.findall(r"(?<!g)desc\[UR(\d+)\]", operand):
+                read |= {int(memory), int(memory) + 1}
+            read |= {int(register) for register in re.findall(r"(?<!\[)UR(\d+)", operand)}
+        if read - written:
+            found.append(line.strip())
+        if target:
+            width = 2 if ".64" in name or "WIDE" in name else 1
+            written |= set(range(int(target[1]), int(target[1]) + width))
+    return found
 
 
 def types(architecture: int) -> list[str]:
@@ -265,6 +318,15 @@ def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
             yield job(kernel, config, dtype, False, estimate, save=dtype == "fp16", fits=not odd, aligned=not odd)
             if kernel != "attention_kernel" and not odd:
                 yield job(kernel, config, dtype, True, estimate, fits=False)
+        if architecture == 90:  # where `unset_registers` looks: sizes of heads that no wide access fits
+            for sizes in ((20, 9), (9, 40)):
+                configs = table(*attention._blocks(*sizes))
+                names = getattr(attention, kernel).arg_names
+                numbers = [name for name in names if name.endswith(("stride", "_size")) and not name.endswith("column_stride")]
+                launched = dict.fromkeys([*numbers, "heads", "queries", "keys"], ("i32", False))
+                for config in configs.fitting(shared, 2):
+                    estimate = configs.shared_bytes(config, 2)
+                    yield job(kernel, config, "fp16", False, estimate, save=True, fits=False, launched=launched)
 
 
 def product_jobs(architecture: int, shared: int) -> Iterator[Job]:
@@ -518,6 +580,20 @@ def test_a_configuration_that_cannot_compile_is_told():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_compile_mode) as pool:
         taken, error = pool.submit(compile_job, Job(80, "relu", "relu_kernel", "fp16", constants)).result()
     assert taken == 0 and "power of 2" in error
+
+
+def test_an_unset_register_is_seen():
+    right = """
+        /*0010*/                   ULDC.64 UR4, c[0x0][0x208] ;
+        /*0020*/                   UIADD3 UR6, UP0, UR4, 0x20, URZ ;
+        /*0030*/               @P0 UMOV UR7, 0xc0000010 ;
+        /*0040*/                   HGMMA.64x16x16.F32 R56, R24, gdesc[UR4].tnspB, R56 ;
+        /*0050*/                   LDG.E R2, desc[UR4][R8.64] ;
+    """
+    assert unset_registers(right) == []
+    assert "UIADD3" in unset_registers(right.replace("UR4, 0x20", "UR8, 0x20"))[0]
+    assert "HGMMA" in unset_registers(right.replace("gdesc[UR4]", "gdesc[UR8]"))[0]
+    assert "LDG" in unset_registers(right.replace("desc[UR4][R8", "desc[UR10][R8"))[0]
 
 
 def _compile_mode() -> None:

@@ -349,8 +349,13 @@ def _shape_class(batch: int, heads: int, queries: int) -> str:
 
 
 def _blocks(head_size: int, value_size: int) -> tuple[int, int]:
-    """BLOCK_D and BLOCK_V: a head in one block, and no less than a matrix product on tensor cores takes."""
-    return max(16, triton.next_power_of_2(head_size)), max(16, triton.next_power_of_2(value_size))
+    """BLOCK_D and BLOCK_V: a head in one block, and no less than a matrix product on tensor cores takes.
+
+    Values are never in a narrower block than keys: where they were half as wide, the ptxas of Triton 3.6 and 3.7.1 took the
+    address of a piece of them from a register that it had not set (tests/test_compiles.py looks for that).
+    """
+    block_d = max(16, triton.next_power_of_2(head_size))
+    return block_d, max(block_d, triton.next_power_of_2(value_size))
 
 
 def _interpreted(queries: int, keys: int, block_d: int, block_v: int) -> Config:
