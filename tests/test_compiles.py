@@ -132,7 +132,7 @@ def unset_registers(code: str) -> list[str]:
     if "CALL." in code:
         return found
     for line in code.splitlines():
-        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)\s+(.*?);", line)
+        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Za-z0-9_.]+)\s+(.*?);", line)
         if not instruction:
             continue
         name, operands = instruction[1], [operand.strip() for operand in instruction[2].split(",")]
