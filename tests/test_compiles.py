@@ -14,8 +14,8 @@ Not every combination is compiled, which would take half an hour, but on every a
 - every configuration of attention that fits there, in float16 with heads of 64; for each other head size and for the other
   types the first that fits, which takes the most shared memory; the same of its two backward kernels, and of these each of
   the latter also for heads that do not fill their block;
-- `bmm` and `patch_embed` in every type, with `patch_embed`'s gradient of the image; every configuration of its gradient of the
-  weight that fits there, in float16 and float32, and the first of them in bfloat16;
+- `bmm` in every type; every configuration of `patch_embed` and of its two gradients that fits there, in float16 and float32,
+  and the first of them in bfloat16;
 - row and element-wise kernels, forward and backward, in the block shapes of narrow, usual, wide and the widest rows, and
   every type in one of them. These are not listed: the public functions run on tensors of such shapes, with kernels that note
   what they are launched with in place of the real ones.
@@ -332,25 +332,23 @@ def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
 def product_jobs(architecture: int, shared: int) -> Iterator[Job]:
     bmm, patch_embed = (importlib.import_module(f"vitcourse.kernels.{name}") for name in ("bmm", "patch_embed"))
     patch = {"PATCH_HEIGHT": 16, "PATCH_WIDTH": 16, "HAS_CLASS": True}
-    kernels = (
-        ("bmm", "bmm_kernel", bmm.CONFIG, {}),
-        ("patch_embed", "patch_embed_kernel", patch_embed.CONFIG, patch | {"HAS_BIAS": True, "HAS_POSITION": True}),
-        ("patch_embed", "patch_embed_input_backward_kernel", patch_embed.INPUT_GRAD_CONFIG, patch),
+    odd = {"PATCH_HEIGHT": 7, "PATCH_WIDTH": 7, "HAS_CLASS": False, "column_stride": ...}
+    tables = (
+        ("patch_embed_kernel", patch_embed.CONFIGS, {"HAS_BIAS": True, "HAS_POSITION": True}),
+        ("patch_embed_input_backward_kernel", patch_embed.INPUT_GRAD_CONFIGS, {}),
+        ("patch_embed_weight_backward_kernel", patch_embed.WEIGHT_GRAD_CONFIGS, {}),
     )
-    table, kernel = patch_embed.WEIGHT_GRAD_CONFIGS, "patch_embed_weight_backward_kernel"
     for dtype in types(architecture):
         to_dot = {"PRECISION": precision(architecture, dtype)}
-        for module, name, config, constants in kernels:
-            constants = constants | config.blocks | to_dot
-            yield Job(architecture, module, name, dtype, constants, config.num_warps, config.num_stages)
-        fitting = table.fitting(shared, ITEMSIZE[dtype])
-        for config in fitting[:1] if dtype == "bf16" else fitting:
-            constants, estimate = patch | config.blocks | to_dot, table.shared_bytes(config, ITEMSIZE[dtype])
-            yield Job(architecture, "patch_embed", kernel, dtype, constants, config.num_warps, config.num_stages, estimate)
-    # Patches of a width that no wide access fits, in an image of any strides.
-    config, odd = table.fitting(shared, 2)[0], {"PATCH_HEIGHT": 7, "PATCH_WIDTH": 7, "HAS_CLASS": False, "column_stride": ...}
-    constants, launch = odd | config.blocks | {"PRECISION": "ieee"}, (config.num_warps, config.num_stages)
-    yield Job(architecture, "patch_embed", kernel, "fp16", constants, *launch, table.shared_bytes(config, 2), aligned=False)
+        launch = functools.partial(Job, architecture)
+        yield launch("bmm", "bmm_kernel", dtype, bmm.CONFIG.blocks | to_dot, bmm.CONFIG.num_warps, bmm.CONFIG.num_stages)
+        for kernel, table, flags in tables:
+            fitting = table.fitting(shared, ITEMSIZE[dtype])
+            # In float16 also patches of a width that no wide access fits, in an image of any strides.
+            jobs = [(patch, config, True) for config in (fitting[:1] if dtype == "bf16" else fitting)]
+            for sizes, config, aligned in [*jobs, (odd, fitting[0], False)] if dtype == "fp16" else jobs:
+                options = (config.num_warps, config.num_stages, table.shared_bytes(config, ITEMSIZE[dtype]))
+                yield launch("patch_embed", kernel, dtype, sizes | flags | config.blocks | to_dot, *options, aligned=aligned)
 
 
 class Launches:
@@ -557,7 +555,8 @@ def test_something_fits_everywhere():
         (configs, (itemsize,)) for each in (linear.CONFIGS, linear.WEIGHT_GRAD_CONFIGS) for itemsize, configs in each.items()
     ]
     tables += [(table(d, v), (2, 4)) for table in attention_tables for d in sizes for v in sizes]
-    tables += [(importlib.import_module("vitcourse.kernels.patch_embed").WEIGHT_GRAD_CONFIGS, (2, 4))]
+    patch_embed = importlib.import_module("vitcourse.kernels.patch_embed")
+    tables += [(getattr(patch_embed, f"{product}CONFIGS"), (2, 4)) for product in ("", "INPUT_GRAD_", "WEIGHT_GRAD_")]
     for configs, itemsizes in tables:
         for architecture, shared in runtime.SHARED_MEMORY.items():
             for itemsize in itemsizes:

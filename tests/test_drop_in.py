@@ -426,7 +426,9 @@ OPERATORS = {
         (((0, 6), (3, 6), None, None), ("relu", torch.float32, True)),
         (((4, 0), (3, 0), (3,), None), (None, torch.float32, False)),
     ],
-    "linear_weight_backward": [((ROWS, (4, 3)), ()), (((0, 6), (0, 3)), ()), ((ROWS, (4, 0)), ())],
+    "linear_parameters_backward": [
+        ((ROWS, (4, 3)), (True,)), ((ROWS, (4, 3)), (False,)), (((0, 6), (0, 3)), (True,)), ((ROWS, (4, 0)), (True,)),
+    ],
     "bmm": [(((2, 4, 6), (2, 6, 3)), (0.5,)), (((2, 4, 0), (2, 0, 3)), (1.0,)), (((0, 4, 6), (0, 6, 3)), (1.0,))],
     "attention": [
         ((Q, K, V), (None, False, True)), ((Q, K, V), (0.5, True, False)),

@@ -587,9 +587,13 @@ def test_bmm_small_blocks(dtype):
             check_bmm(tensor((3, M, K), dtype), tensor((3, K, N), dtype, "transposed", seed=1))
 
 
-@pytest.mark.parametrize("blocks", [(16, 16, 16), (16, 32, 64), tuple(PATCH_EMBED.CONFIG.blocks.values())], ids=str)
-def test_patch_embed_small_blocks(dtype, blocks):
-    config = runtime.Config(dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), blocks)), 4, 2)
+SMALL_PATCHES = [runtime.Config(PATCH_EMBED._blocks(16, n, k), 4, 2) for n, k in ((16, 16), (32, 64))]
+
+
+@pytest.mark.parametrize("config", [*SMALL_PATCHES, *PATCH_EMBED.CONFIGS.candidates], ids=lambda config: str(config.blocks))
+def test_patch_embed_blocks(dtype, config):
+    if config not in SMALL_PATCHES:
+        fits(PATCH_EMBED.CONFIGS, config, dtype)
     x, weight = tensor((3, 3, 30, 31), dtype), tensor((50, 3, 6, 5), dtype, seed=1, scale=0.2)
     bias, class_token, position = (tensor(shape, dtype, seed=2 + i) for i, shape in enumerate(((50,), (50,), (31, 50))))
     with forced_config(PATCH_EMBED, config):

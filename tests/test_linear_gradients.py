@@ -248,8 +248,8 @@ def test_weight_gradient_of_many_rows(dtype, rows, splits):
 def test_weight_gradient_is_the_same_every_time(dtype):
     x, grad = tensor((500, 20), dtype), tensor((500, 18), dtype, seed=1)
     with blocks(5):
-        first, second = (LINEAR._linear_weight_backward(grad, x) for _ in range(2))
-    assert torch.equal(first, second)
+        first, second = (LINEAR._linear_parameters_backward(grad, x, True) for _ in range(2))
+    assert all(map(torch.equal, first, second))
 
 
 def test_sums_over_rows_are_kept_in_float32():
@@ -360,7 +360,7 @@ def counted(module, *names: str) -> Iterator[dict[str, unittest.mock.Mock]]:
         yield {name: stack.enter_context(unittest.mock.patch.object(module, name, wraps=getattr(module, name))) for name in names}
 
 
-STEPS = ("_linear", "_linear_weight_backward", "sum_to_size", "_gelu_backward")
+STEPS = ("_linear", "_linear_parameters_backward", "sum_to_size", "_gelu_backward")
 
 
 @pytest.mark.parametrize(
@@ -440,6 +440,38 @@ def test_autocast_to_a_type_that_the_interpreter_has_not_is_refused():
             kernels.bmm(x[None], x.t()[None])
 
 
+# ---- two streams: of weight and bias ----
+
+
+@on_gpu
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "in a CUDA graph"])
+def test_weight_and_bias_side_by_side(captured):
+    """What follows in the caller's stream, here what overwrites their input, waits for both."""
+    x, given = torch.ones((200_000, 64), dtype=torch.float16, device=runtime.DEVICE), torch.zeros((3, 200_000, 512))
+    given = given.to(torch.float16).to(runtime.DEVICE)
+    for index in range(3):
+        given[index, ::1000] = index + 1
+    grad = given[0].clone()
+
+    def step():
+        sums = LINEAR._linear_parameters_backward(grad, x, True)
+        grad.fill_(float("nan"))
+        return sums
+
+    if captured:
+        step()  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+    for index in range(3):
+        grad.copy_(given[index])
+        if captured:
+            graph.replay()
+        else:
+            results = step()
+        assert all(bool((sums == 200 * (index + 1)).all()) for sums in results)
+
+
 # ---- past 2^31 elements, and a real size ----
 
 
@@ -450,7 +482,8 @@ def test_past_two_to_the_31_elements():
     x = torch.ones((rows, columns), dtype=torch.float16, device=runtime.DEVICE)
     grad = torch.zeros((rows, 16), dtype=torch.float16, device=runtime.DEVICE)
     grad[-2000:] = 1.0
-    assert bool((LINEAR._linear_weight_backward(grad, x) == 2000).all())
+    for sums in LINEAR._linear_parameters_backward(grad, x, True):
+        assert bool((sums == 2000).all())
     grad = torch.zeros((rows, columns), dtype=torch.float16, device=runtime.DEVICE)
     grad[-1000:] = 1.0
     weight = torch.ones((columns, 16), dtype=torch.float16, device=runtime.DEVICE)

@@ -157,6 +157,30 @@ def operator(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
     return register
 
 
+@functools.cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def side_by_side(first: Callable[[], torch.Tensor], second: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the two launchers return. On a GPU `second` has a stream of its own, so that both may run at once.
+
+    That pays where one waits for memory and the other for arithmetic, and where `first` leaves room: the GPU starts programs of
+    `second` once all of `first` have started. Whatever is launched afterwards waits for both.
+    """
+    if DEVICE.type != "cuda":
+        return first(), second()
+    stream = torch.cuda.current_stream()
+    other = _second_stream(stream.device)
+    other.wait_stream(stream)
+    one = first()
+    with torch.cuda.stream(other):
+        two = second()
+    stream.wait_stream(other)
+    two.record_stream(stream)  # its memory is the other stream's, which may not have it back before this one is done with it
+    return one, two
+
+
 def dot_precision(dtype: torch.dtype) -> str:
     """What `tl.dot` is told for its `input_precision`: a float32 product follows torch.get_float32_matmul_precision().
 

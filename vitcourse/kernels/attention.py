@@ -103,17 +103,46 @@ def attention_kernel(
 
 @triton.jit
 def load_rows(
-    ptr, row, row_stride, column_stride, rows, columns, ROWS_FIT: tl.constexpr, BLOCK: tl.constexpr, FITS: tl.constexpr
-):
-    # Rows of a head, 0 past its size and, unless ROWS_FIT, past its last row.
-    column = tl.arange(0, BLOCK)
-    ptrs = ptr + row.to(tl.int64)[:, None] * row_stride + column[None, :] * column_stride
+    ptr, first, row_stride, column_stride, rows, columns,
+    ROWS_FIT: tl.constexpr, FITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    # ROWS rows of a head from `first` on, 0 past its size and, unless ROWS_FIT, past its last row. In a loop only the first
+    # line's sum changes: the offsets within a block are computed once.
+    ptr += tl.cast(first, tl.int64) * row_stride
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    ptrs = ptr + (row.to(tl.int64)[:, None] * row_stride + column[None, :] * column_stride)
     if ROWS_FIT and FITS:
         return tl.load(ptrs)
     elif ROWS_FIT:
         return tl.load(ptrs, mask=(column < columns)[None, :], other=0.0)
     else:
-        return tl.load(ptrs, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0)
+        return tl.load(ptrs, mask=(row < rows - first)[:, None] & (column < columns)[None, :], other=0.0)
+
+
+@triton.jit
+def attention_query_backward_step(
+    query_grad, q, grad, m, logsumexp, delta, start, key_ptr, value_ptr, base2_scale, keys,
+    key_row_stride, key_column_stride, value_row_stride, value_column_stride, head_size, value_size,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, HEAD_FITS: tl.constexpr, VALUE_FITS: tl.constexpr, ROWS_FIT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    k = load_rows(key_ptr, start, key_row_stride, key_column_stride, keys, head_size, ROWS_FIT, HEAD_FITS, BLOCK_N, BLOCK_D)
+    values = load_rows(
+        value_ptr, start, value_row_stride, value_column_stride, keys, value_size, ROWS_FIT, VALUE_FITS, BLOCK_N, BLOCK_V
+    )
+    p = tl.dot(q, tl.trans(k), input_precision=PRECISION) * base2_scale - logsumexp[:, None]
+    if not ROWS_FIT:
+        # Where every score is far below 0, a key past the end, which scores 0, would count for infinity.
+        n = start + tl.arange(0, BLOCK_N)
+        visible = (n < keys)[None, :]
+        if CAUSAL:
+            visible = visible & (n[None, :] <= m[:, None])
+        p = tl.where(visible, p, -float("inf"))
+    p = tl.exp2(p)
+    p_grad = tl.dot(grad, tl.trans(values), input_precision=PRECISION)
+    score_grad = p * (p_grad - delta[:, None])
+    return tl.dot(score_grad.to(k.dtype), k, query_grad, input_precision=PRECISION)
 
 
 @triton.jit
@@ -143,60 +172,67 @@ def attention_query_backward_kernel(
     m = first + tl.arange(0, BLOCK_M)
     m64 = m.to(tl.int64)
     m_mask = m < queries
-    q = load_rows(query_ptr, m, query_row_stride, query_column_stride, queries, head_size, False, BLOCK_D, HEAD_FITS)
-    grad = load_rows(grad_ptr, m, grad_row_stride, grad_column_stride, queries, value_size, False, BLOCK_V, VALUE_FITS)
-    output = load_rows(output_ptr, m, output_row_stride, output_column_stride, queries, value_size, False, BLOCK_V, VALUE_FITS)
+    q = load_rows(query_ptr, first, query_row_stride, query_column_stride, queries, head_size, False, HEAD_FITS, BLOCK_M, BLOCK_D)
+    grad = load_rows(
+        grad_ptr, first, grad_row_stride, grad_column_stride, queries, value_size, False, VALUE_FITS, BLOCK_M, BLOCK_V
+    )
+    output = load_rows(
+        output_ptr, first, output_row_stride, output_column_stride, queries, value_size, False, VALUE_FITS, BLOCK_M, BLOCK_V
+    )
     delta = tl.sum(grad.to(tl.float32) * output.to(tl.float32), axis=1)
     tl.store(delta_ptr + statistics + m64, delta, mask=m_mask)
     logsumexp = tl.load(logsumexp_ptr + statistics + m64, mask=m_mask, other=0.0)
 
     base2_scale = scale * 1.4426950408889634
-    accumulator = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    query_grad = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     # The keys that every query of this block sees come first, in whole blocks and without masks.
     last, seen = keys, keys
     if CAUSAL:
         last, seen = tl.minimum(keys, first + BLOCK_M), tl.minimum(keys, first)
     whole = seen // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        k = load_rows(key_ptr, n, key_row_stride, key_column_stride, keys, head_size, True, BLOCK_D, HEAD_FITS)
-        values = load_rows(value_ptr, n, value_row_stride, value_column_stride, keys, value_size, True, BLOCK_V, VALUE_FITS)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        p = tl.exp2(scores * base2_scale - logsumexp[:, None])
-        p_grad = tl.dot(grad, tl.trans(values), input_precision=PRECISION)
-        score_grad = p * (p_grad - delta[:, None])
-        accumulator = tl.dot(score_grad.to(k.dtype), k, accumulator, input_precision=PRECISION)
-    for start in range(whole, last, BLOCK_N):
-        n = start + tl.arange(0, BLOCK_N)
-        k = load_rows(key_ptr, n, key_row_stride, key_column_stride, keys, head_size, False, BLOCK_D, HEAD_FITS)
-        values = load_rows(value_ptr, n, value_row_stride, value_column_stride, keys, value_size, False, BLOCK_V, VALUE_FITS)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        # Where every score is far below 0, a key past the end, which scores 0, would count for infinity.
-        visible = (n < keys)[None, :]
-        if CAUSAL:
-            visible = visible & (n[None, :] <= m[:, None])
-        p = tl.exp2(tl.where(visible, scores * base2_scale - logsumexp[:, None], -float("inf")))
-        p_grad = tl.dot(grad, tl.trans(values), input_precision=PRECISION)
-        score_grad = p * (p_grad - delta[:, None])
-        accumulator = tl.dot(score_grad.to(k.dtype), k, accumulator, input_precision=PRECISION)
+        query_grad = attention_query_backward_step(
+            query_grad, q, grad, m, logsumexp, delta, start, key_ptr, value_ptr, base2_scale, keys,
+            key_row_stride, key_column_stride, value_row_stride, value_column_stride, head_size, value_size,
+            CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, True, BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+    if CAUSAL:
+        for start in tl.range(whole, last, BLOCK_N, num_stages=1):  # too few to be worth loading ahead
+            query_grad = attention_query_backward_step(
+                query_grad, q, grad, m, logsumexp, delta, start, key_ptr, value_ptr, base2_scale, keys,
+                key_row_stride, key_column_stride, value_row_stride, value_column_stride, head_size, value_size,
+                CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, False, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
+    elif whole < keys:
+        query_grad = attention_query_backward_step(
+            query_grad, q, grad, m, logsumexp, delta, whole, key_ptr, value_ptr, base2_scale, keys,
+            key_row_stride, key_column_stride, value_row_stride, value_column_stride, head_size, value_size,
+            CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, False, BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
 
     d = tl.arange(0, BLOCK_D)
     row = query_grad_ptr + m64[:, None] * query_grad_row_stride
-    tl.store(row + d[None, :], accumulator * scale, mask=m_mask[:, None] & (d < head_size)[None, :])
+    tl.store(row + d[None, :], query_grad * scale, mask=m_mask[:, None] & (d < head_size)[None, :])
 
 
 @triton.jit
 def attention_key_backward_step(
-    key_grad, value_grad, k, values, n, row, grad_ptr, query_ptr, logsumexp_ptr, delta_ptr, base2_scale, queries,
+    key_grad, value_grad, k, values, n, start, grad_ptr, query_ptr, logsumexp_ptr, delta_ptr, base2_scale, queries,
     grad_row_stride, grad_column_stride, query_row_stride, query_column_stride, head_size, value_size,
-    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, HEAD_FITS: tl.constexpr, VALUE_FITS: tl.constexpr,
-    ROWS_FIT: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    CAUSAL: tl.constexpr, PRECISION: tl.constexpr, HEAD_FITS: tl.constexpr, VALUE_FITS: tl.constexpr, ROWS_FIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    q = load_rows(query_ptr, row, query_row_stride, query_column_stride, queries, head_size, ROWS_FIT, BLOCK_D, HEAD_FITS)
-    grad = load_rows(grad_ptr, row, grad_row_stride, grad_column_stride, queries, value_size, ROWS_FIT, BLOCK_V, VALUE_FITS)
+    q = load_rows(
+        query_ptr, start, query_row_stride, query_column_stride, queries, head_size, ROWS_FIT, HEAD_FITS, BLOCK_M, BLOCK_D
+    )
+    grad = load_rows(
+        grad_ptr, start, grad_row_stride, grad_column_stride, queries, value_size, ROWS_FIT, VALUE_FITS, BLOCK_M, BLOCK_V
+    )
     # A query past the end scores 0 - 0, so P is 1 there: it counts for nothing because its dO, delta and Q are 0.
-    logsumexp = tl.load(logsumexp_ptr + row.to(tl.int64), mask=row < queries, other=0.0)
-    delta = tl.load(delta_ptr + row.to(tl.int64), mask=row < queries, other=0.0)
+    row = start + tl.arange(0, BLOCK_M)
+    row_mask = None if ROWS_FIT else row < queries
+    logsumexp = tl.load(logsumexp_ptr + row, mask=row_mask, other=None if ROWS_FIT else 0.0)
+    delta = tl.load(delta_ptr + row, mask=row_mask, other=None if ROWS_FIT else 0.0)
     # Scores are transposed here, keys by queries. A key past the end is a row of its own, which is not stored.
     scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
     p = scores * base2_scale - logsumexp[None, :]
@@ -235,8 +271,10 @@ def attention_key_backward_kernel(
     delta_ptr += (batch * heads + head) * queries
 
     n = first + tl.arange(0, BLOCK_N)
-    k = load_rows(key_ptr, n, key_row_stride, key_column_stride, keys, head_size, False, BLOCK_D, HEAD_FITS)
-    values = load_rows(value_ptr, n, value_row_stride, value_column_stride, keys, value_size, False, BLOCK_V, VALUE_FITS)
+    k = load_rows(key_ptr, first, key_row_stride, key_column_stride, keys, head_size, False, HEAD_FITS, BLOCK_N, BLOCK_D)
+    values = load_rows(
+        value_ptr, first, value_row_stride, value_column_stride, keys, value_size, False, VALUE_FITS, BLOCK_N, BLOCK_V
+    )
 
     base2_scale = scale * 1.4426950408889634
     key_grad = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
@@ -247,15 +285,15 @@ def attention_key_backward_kernel(
     rest = start_at + tl.maximum(queries - start_at, 0) // BLOCK_M * BLOCK_M
     for start in range(start_at, rest, BLOCK_M):
         key_grad, value_grad = attention_key_backward_step(
-            key_grad, value_grad, k, values, n, start + tl.arange(0, BLOCK_M), grad_ptr, query_ptr, logsumexp_ptr, delta_ptr,
+            key_grad, value_grad, k, values, n, start, grad_ptr, query_ptr, logsumexp_ptr, delta_ptr,
             base2_scale, queries, grad_row_stride, grad_column_stride, query_row_stride, query_column_stride,
-            head_size, value_size, CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, True, BLOCK_D, BLOCK_V,
+            head_size, value_size, CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, True, BLOCK_M, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     if rest < queries:
         key_grad, value_grad = attention_key_backward_step(
-            key_grad, value_grad, k, values, n, rest + tl.arange(0, BLOCK_M), grad_ptr, query_ptr, logsumexp_ptr, delta_ptr,
+            key_grad, value_grad, k, values, n, rest, grad_ptr, query_ptr, logsumexp_ptr, delta_ptr,
             base2_scale, queries, grad_row_stride, grad_column_stride, query_row_stride, query_column_stride,
-            head_size, value_size, CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, False, BLOCK_D, BLOCK_V,
+            head_size, value_size, CAUSAL, PRECISION, HEAD_FITS, VALUE_FITS, False, BLOCK_M, BLOCK_D, BLOCK_V,
         )  # fmt: skip
 
     n64 = n.to(tl.int64)

@@ -32,6 +32,7 @@ from ..runtime import (
     multiprocessors,
     needs_gradient,
     operator,
+    side_by_side,
 )  # fmt: skip
 from .gelu import _gelu_backward, gelu_erf, gelu_erf_fast, gelu_tanh
 from .relu import _relu_backward
@@ -240,6 +241,7 @@ CONFIGS = {
         pinned={
             "NVIDIA H200": {
                 "few 2": SMALL, "some 2": LOW, "many 2": PERSISTENT, "many deep 2": PERSISTENT_DEEP,
+                "many transposed 2": PERSISTENT_LARGE,
                 "few residual 2": SMALL, "some residual 2": LOW,
                 "many residual 2": PERSISTENT_LARGE, "many deep residual 2": PERSISTENT_LARGE,
             },
@@ -254,7 +256,9 @@ CONFIGS = {
                 f"{kind}{residual} {precision} 4": config
                 for residual, large in (("", PERSISTENT_SHALLOW), (" residual", LARGE_SHALLOW))
                 for precision, few, many in (("tf32", LOW_SHALLOW, large), ("tf32x3", None, NARROW_SHALLOW))
-                for kind, config in (("few", few), ("some", few), ("many", many), ("many deep", many))
+                for kind, config in (
+                    ("few", few), ("some", few), ("many", many), ("many transposed", many), ("many deep", many)
+                )
                 if config is not None
             },
         },
@@ -262,11 +266,12 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def _shape_class(M: int, N: int, K: int, precision: str, residual: bool = False) -> str:
+def _shape_class(M: int, N: int, K: int, precision: str, residual: bool, transposed: bool) -> str:
     """How many tiles there are for how many multiprocessors, which decides how large a tile may be.
 
     "many": 128 x 128 tiles for half of the multiprocessors or more; "some": 64 x 128 tiles for half of them; "few": neither.
-    "many deep": even 128 x 256 tiles come round four times, and K is long enough to make up for their slow start.
+    "many deep": even 128 x 256 tiles come round four times, and K is long enough to make up for their slow start. "transposed":
+    so does the weight lie, as for the gradient of the input.
     """
     half = multiprocessors() / 2
 
@@ -276,6 +281,8 @@ def _shape_class(M: int, N: int, K: int, precision: str, residual: bool = False)
     kind = "many" if tiles(128, 128) >= half else "some" if tiles(64, 128) >= half else "few"
     if K >= 2048 and tiles(128, 256) >= 8 * half:
         kind = "many deep"
+    elif kind == "many" and transposed and not residual:
+        kind = "many transposed"
     kind += " residual" if residual else ""  # its tile takes shared memory, too
     return kind if precision == "ieee" else f"{kind} {precision}"
 
@@ -376,15 +383,20 @@ def _linear(x, weight, bias, residual, activation, dtype, save):
     if INTERPRETER:
         launch(_interpreter_config(M, N, K))
     else:
-        launch(
-            CONFIGS[x.element_size()].choose(_shape_class(M, N, K, dot_precision(x.dtype), residual is not None), x.dtype, launch)
-        )
+        transposed = _lies(weight) == "columns"
+        shape_class = _shape_class(M, N, K, dot_precision(x.dtype), residual is not None, transposed)
+        launch(CONFIGS[x.element_size()].choose(shape_class, x.dtype, launch))
     return output, preactivation
 
 
-# For the gradient of the weight, by bytes an element: a class for few rows and one for many. Not measured yet, so searched.
+# For the gradient of the weight, by bytes an element: a class for few rows and one for many.
 WEIGHT_GRAD_CONFIGS = {
-    2: Configs("linear weight", candidates=[LARGE, SQUARE, LOW, NARROW_SHALLOW, SMALL_SHALLOW], shared_bytes=_shared_bytes),
+    2: Configs(
+        "linear weight",
+        candidates=[LARGE, SQUARE, LOW, NARROW_SHALLOW, SMALL_SHALLOW],
+        shared_bytes=_shared_bytes,
+        pinned={"NVIDIA H200": {"many rows 2": LARGE}},
+    ),
     4: Configs(
         "linear weight float32",
         candidates=[LARGE_SHALLOW, LOW_SHALLOW, NARROW_SHALLOW, SMALL_SHALLOW, LEAST],
@@ -397,26 +409,21 @@ def _splits(tiles: int, rows: int, block: int) -> int:
     """Shares to cut `rows` into, for `tiles` output tiles: as many as take the least time, of 16 at most.
 
     Time in that of one tile over all rows: the turns in which the multiprocessors take the programs, each 1 / splits long; and
-    a partial sum's way to memory and back. That is 8 bytes an element, 4 us for a tile of 128 x 128 at one multiprocessor's
-    share of an H200's 4.8 TB/s, and in 4 us it multiplies 600 rows of that tile in half precision.
+    what a program costs beside its products. That is a tile's way into memory and back, which nothing hides: on an H200 as
+    long as the products of 1,800 rows in half precision, measured.
     """
-    most = min(16, triton.cdiv(rows, block))
+    most = max(1, min(16, triton.cdiv(rows, block)))
     if INTERPRETER:
         return min(2, most)
     turns = tiles / multiprocessors()
 
     def time(splits: int) -> float:
-        return math.ceil(turns * splits) / splits + (turns * splits * 600 / rows if splits > 1 else 0.0)
+        return math.ceil(turns * splits) / splits + (turns * splits * 1800 / rows if splits > 1 else 0.0)
 
     return min(range(1, most + 1), key=time)
 
 
-@operator(
-    "linear_weight_backward(Tensor grad, Tensor input) -> Tensor",
-    lambda grad, x: x.new_empty((grad.shape[1], x.shape[1])),
-)
-def _linear_weight_backward(grad, x):
-    """grad.T @ x for grad (M, N) and x (M, K), summed in float32 over shares of the rows, and then over the shares."""
+def _weight_grad(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     (rows, N), K = grad.shape, x.shape[1]
     output = torch.empty((N, K), dtype=x.dtype, device=x.device)
     if output.numel() == 0:
@@ -424,7 +431,7 @@ def _linear_weight_backward(grad, x):
 
     def launch(config: Config) -> torch.Tensor:
         tiles = triton.cdiv(N, config.blocks["BLOCK_M"]) * triton.cdiv(K, config.blocks["BLOCK_N"])
-        splits = _splits(tiles, rows, config.blocks["BLOCK_K"]) if rows else 1
+        splits = _splits(tiles, rows, config.blocks["BLOCK_K"])
         sums = output if splits == 1 else torch.empty((1, splits, N * K), dtype=torch.float32, device=x.device)
         _product(config, grad.t(), x.t(), None, None, sums, None, None, splits)
         return output if splits == 1 else sum_middle(sums, x.dtype).view(N, K)
@@ -435,6 +442,25 @@ def _linear_weight_backward(grad, x):
     precision = dot_precision(x.dtype)
     configs = WEIGHT_GRAD_CONFIGS[x.element_size()]
     return launch(configs.choose(kind if precision == "ieee" else f"{kind} {precision}", x.dtype, launch))
+
+
+def _bias_grad(grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return sum_to_size(grad, grad.shape[1:], dtype)
+
+
+@operator(
+    "linear_parameters_backward(Tensor grad, Tensor input, bool bias) -> (Tensor, Tensor)",
+    lambda grad, x, bias: (x.new_empty((grad.shape[1], x.shape[1])), x.new_empty((grad.shape[1] if bias else 0,))),
+)
+def _linear_parameters_backward(grad, x, bias):
+    """grad.T @ x for grad (M, N) and x (M, K), summed in float32 over shares of the rows, and then over the shares.
+
+    If `bias`, also grad's sum over the rows, (N,), else an empty tensor.
+    """
+    if not bias:
+        return _weight_grad(grad, x), x.new_empty(0)
+    # The sum waits for memory, and the product, which leaves some of every multiprocessor free, for arithmetic.
+    return side_by_side(lambda: _weight_grad(grad, x), lambda: _bias_grad(grad, x.dtype))
 
 
 class _Linear(torch.autograd.Function):
@@ -459,9 +485,12 @@ class _Linear(torch.autograd.Function):
         elif preactivation is not None:
             grad = _gelu_backward(grad, preactivation, "tanh" if ctx.activation == "gelu_tanh" else "none")
         input_grad = _linear(grad, weight.t(), None, None, None, ctx.dtype, False)[0] if needs_input else None
-        weight_grad = _linear_weight_backward(grad, x) if needs_weight else None
-        bias_grad = sum_to_size(grad, grad.shape[1:], ctx.dtype) if needs_bias else None
-        return input_grad, weight_grad, bias_grad, residual_grad, None, None
+        weight_grad = bias_grad = None
+        if needs_weight:
+            weight_grad, bias_grad = _linear_parameters_backward(grad, x, needs_bias)
+        elif needs_bias:
+            bias_grad = _bias_grad(grad, ctx.dtype)
+        return input_grad, weight_grad, bias_grad if needs_bias else None, residual_grad, None, None
 
 
 def linear(

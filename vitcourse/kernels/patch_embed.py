@@ -13,6 +13,8 @@ lie in the image. Bias, class token and position embedding need sums of grad alo
 position embedding's gradient, whose row 0 is the class token's and whose other rows add up to the bias's.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -27,6 +29,7 @@ from ..runtime import (
     needs_gradient,
     operator,
 )  # fmt: skip
+from .linear import _splits
 from .sum_to_size import sum_middle, sum_to_size
 
 
@@ -159,31 +162,42 @@ def _blocks(m: int, n: int, k: int) -> dict[str, int]:
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
 
 
-CONFIG = Config(_blocks(64, 128, 32), num_warps=4, num_stages=3)
-INPUT_GRAD_CONFIG = Config(_blocks(64, 32, 128), num_warps=4, num_stages=3)
-
-
-def _weight_grad_shared_bytes(config: Config, itemsize: int) -> int:
-    b = config.blocks
-    tiles = (b["BLOCK_N"] + b["BLOCK_K"]) * b["BLOCK_M"] * itemsize * config.num_stages
+def _shared_bytes(along: str, config: Config, itemsize: int) -> int:
+    """Of a program that owns a tile of two dimensions and walks along the third, `along`."""
+    step = config.blocks[along]
+    rows, columns = (size for name, size in config.blocks.items() if name != along)
+    tiles = (rows + columns) * step * itemsize * config.num_stages
     if itemsize == 4:  # tf32x3 keeps what is left of a tile after rounding beside it
-        tiles += b["BLOCK_N"] * b["BLOCK_M"] * 4
-    # The sums may pass through shared memory to change their layout.
-    return max(tiles, b["BLOCK_N"] * b["BLOCK_K"] * 4) + 1024
+        tiles += rows * step * 4
+    return max(tiles, rows * columns * 4) + 1024  # the sums may pass through shared memory to change their layout
 
 
-# A class for few patches and one for many. Not measured yet, so searched.
-WEIGHT_GRAD_CONFIGS = Configs(
-    "patch_embed weight",
-    candidates=[
-        Config(_blocks(64, 256, 128), num_warps=8, num_stages=3),
-        Config(_blocks(64, 128, 128), num_warps=8, num_stages=3),
-        Config(_blocks(32, 128, 128), num_warps=8, num_stages=3),
-        Config(_blocks(32, 64, 64), num_warps=4, num_stages=3),
-        Config(_blocks(16, 64, 64), num_warps=4, num_stages=2),
-    ],
-    shared_bytes=_weight_grad_shared_bytes,
-)
+def _configs(kernel: str, along: str, blocks: list[tuple], pinned: dict[str, int]) -> Configs:
+    """From BLOCK_M, BLOCK_N, BLOCK_K, warps and stages; pinned on the H200: shape class to one of them by its place."""
+    candidates = [Config(_blocks(m, n, k), num_warps=warps, num_stages=stages) for m, n, k, warps, stages in blocks]
+    on_h200 = {kind: candidates[place] for kind, place in pinned.items()}
+    return Configs(kernel, candidates, functools.partial(_shared_bytes, along), {"NVIDIA H200": on_h200})
+
+
+CONFIGS = _configs(
+    "patch_embed", "BLOCK_K",
+    [(128, 256, 64, 8, 3), (128, 128, 32, 4, 3), (64, 128, 32, 4, 3), (32, 64, 32, 4, 2)], {"many 2": 0, "few 2": 2},
+)  # fmt: skip
+INPUT_GRAD_CONFIGS = _configs(
+    "patch_embed input", "BLOCK_N",
+    [(128, 64, 256, 8, 3), (128, 32, 128, 4, 3), (64, 32, 128, 4, 3), (32, 32, 64, 4, 2)], {"many 2": 0},
+)  # fmt: skip
+WEIGHT_GRAD_CONFIGS = _configs(
+    "patch_embed weight", "BLOCK_M",
+    [(64, 256, 128, 8, 3), (64, 128, 128, 4, 3), (32, 128, 128, 4, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 2)], {"many 2": 0},
+)  # fmt: skip
+
+
+def _shape_class(patches: int, tiles: int, dtype: torch.dtype) -> str:
+    """Whether tiles of 128 x 256 keep every multiprocessor busy; and how float32 is multiplied."""
+    kind = "many" if tiles * triton.cdiv(patches, 128) >= multiprocessors() else "few"
+    precision = dot_precision(dtype)
+    return kind if precision == "ieee" else f"{kind} {precision}"
 
 
 def _interpreter_config(M: int, N: int, K: int) -> Config:
@@ -224,21 +238,20 @@ def _patch_embed(x, weight, bias, class_token, position_embedding, dtype):
     if sum((size - 1) * stride for size, stride in within) >= REACH:
         x = x.contiguous(memory_format=torch.channels_last)  # channels side by side, and rows no further apart than they must be
     M, N, K = batch * tokens, hidden, channels * patch_height * patch_width
-    config = _interpreter_config(M, N, K) if INTERPRETER else CONFIG
-    patch_embed_kernel[(triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)](
-        x, weight, bias, class_token, position_embedding, output,
-        M, N, K, tokens, across, *x.stride(),
-        PATCH_HEIGHT=patch_height, PATCH_WIDTH=patch_width, HAS_BIAS=bias is not None, HAS_CLASS=class_token is not None,
-        HAS_POSITION=position_embedding is not None, PRECISION=dot_precision(x.dtype), **config.options(),
-    )  # fmt: skip
-    return output
 
+    def launch(config: Config) -> None:
+        patch_embed_kernel[(triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)](
+            x, weight, bias, class_token, position_embedding, output,
+            M, N, K, tokens, across, *x.stride(),
+            PATCH_HEIGHT=patch_height, PATCH_WIDTH=patch_width, HAS_BIAS=bias is not None, HAS_CLASS=class_token is not None,
+            HAS_POSITION=position_embedding is not None, PRECISION=dot_precision(x.dtype), **config.options(),
+        )  # fmt: skip
 
-def _splits(tiles: int, rows: int, block: int) -> int:
-    """Shares to cut `rows` into, for `tiles` output tiles: at most three programs a multiprocessor, of eight steps at least."""
     if INTERPRETER:
-        return max(1, min(2, triton.cdiv(rows, block)))
-    return max(1, min(3 * multiprocessors() // tiles, rows // (8 * block)))
+        launch(_interpreter_config(M, N, K))
+    else:
+        launch(CONFIGS.choose(_shape_class(M, triton.cdiv(N, 256), x.dtype), x.dtype, launch))
+    return output
 
 
 @operator(
@@ -270,9 +283,7 @@ def _patch_embed_weight_backward(grad, x, patch):
 
     if INTERPRETER:
         return launch(_interpreter_config(M, N, K))
-    kind = "many patches" if M >= 4096 else "few patches"
-    precision = dot_precision(x.dtype)
-    return launch(WEIGHT_GRAD_CONFIGS.choose(kind if precision == "ieee" else f"{kind} {precision}", x.dtype, launch))
+    return launch(WEIGHT_GRAD_CONFIGS.choose(_shape_class(M, triton.cdiv(K, 256), x.dtype), x.dtype, launch))
 
 
 @operator(
@@ -291,13 +302,21 @@ def _patch_embed_input_backward(grad, weight, shape):
         return output
     if down * patch[0] < height or across * patch[1] < width:  # pixels of no patch
         output.zero_()
-    config = _interpreter_config(M, N, K) if INTERPRETER else INPUT_GRAD_CONFIG
-    patch_embed_input_backward_kernel[(triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(K, config.blocks["BLOCK_K"]),)](
-        grad.contiguous(), weight.contiguous(), output,
-        M, N, K, patches, across, *output.stride(),
-        PATCH_HEIGHT=patch[0], PATCH_WIDTH=patch[1], HAS_CLASS=tokens > patches, PRECISION=dot_precision(weight.dtype),
-        **config.options(),
-    )  # fmt: skip
+    grad, weight = grad.contiguous(), weight.contiguous()
+
+    def launch(config: Config) -> None:
+        programs = triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(K, config.blocks["BLOCK_K"])
+        patch_embed_input_backward_kernel[(programs,)](
+            grad, weight, output,
+            M, N, K, patches, across, *output.stride(),
+            PATCH_HEIGHT=patch[0], PATCH_WIDTH=patch[1], HAS_CLASS=tokens > patches, PRECISION=dot_precision(weight.dtype),
+            **config.options(),
+        )  # fmt: skip
+
+    if INTERPRETER:
+        launch(_interpreter_config(M, N, K))
+    else:
+        launch(INPUT_GRAD_CONFIGS.choose(_shape_class(M, triton.cdiv(K, 256), weight.dtype), weight.dtype, launch))
     return output
 
 
