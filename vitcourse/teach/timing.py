@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+import torch._functorch.config
 
 from .. import measure, runtime
 
