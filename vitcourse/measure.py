@@ -7,6 +7,7 @@ quoted from one in a notebook, a post or the README is read from it by code.
 import csv
 import datetime
 import re
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -64,11 +65,16 @@ def kernel_milliseconds(function: Callable[[], object], rep: int = 50) -> tuple[
     Raises RuntimeError with no GPU, as that does.
     """
     estimate = max(1e-3, milliseconds(function, rep=5)[0])
+    start = time.perf_counter()
+    for _ in range(3):
+        function()
+    host = (time.perf_counter() - start) / 3
+    torch.cuda.synchronize()
     cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # several times any L2
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(200, max(10, int(rep / estimate))))]
     for start, end in events:
         cache.zero_()
-        torch.cuda._sleep(1_000_000)  # clock cycles: about 0.5 ms, several times what the host takes for a backward pass
+        torch.cuda._sleep(max(1_000_000, int(4e9 * host)))  # clock cycles: twice what the host takes, and 0.5 ms at least
         start.record()
         function()
         end.record()

@@ -154,11 +154,10 @@ def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
         return ""
     providers = list(dict.fromkeys(row.provider for row in rows))
     names = {row.shape: " x ".join(f"{int(size):,}" for size in row.shape.split("x")) for row in rows}
-    first, width = max(14, *map(len, names.values())), 34 if len(providers) <= 2 else 22
-    lines = [f"{place:>{first}}" + "".join(f"{provider:>{width}}" for provider in providers)]
-    for shape, name in names.items():
-        cells = []
-        for provider in providers:
+    columns = [[place, *names.values()]]
+    for provider in providers:
+        cells = [provider]
+        for shape in names:
             row = next((row for row in rows if (row.shape, row.provider) == (shape, provider)), None)
             if row is None:
                 cells.append("-")
@@ -166,5 +165,8 @@ def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
             value = f" {row.value:7,.0f} {row.metric}" if len(providers) <= 2 else ""
             share = "" if row.percent_of_limit is None else f" ({row.percent_of_limit:3.0f} %)"
             cells.append(f"{1e3 * row.ms:,.1f} us{value}{share}")
-        lines.append(f"{name:>{first}}" + "".join(f"{cell:>{width}}" for cell in cells))
+        columns.append(cells)
+    least = [14] + [34 if len(providers) <= 2 else 22] * len(providers)
+    widths = [max(width, max(map(len, cells)) + (2 if index else 0)) for index, (width, cells) in enumerate(zip(least, columns))]
+    lines = ["".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in zip(*columns)]
     return "\n".join(lines)
