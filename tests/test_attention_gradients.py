@@ -235,7 +235,7 @@ def test_vit_base_shapes(dtype, batch):
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("block_m, block_n", ATTENTION_BLOCKS)
 def test_small_blocks(dtype, block_m, block_n, is_causal):
-    config = runtime.Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": 32, "BLOCK_V": 16}, 4, 1)
+    config = runtime.Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": 32, "BLOCK_V": 32}, 4, 1)
     for queries, keys in ((65, 65), (33, 130), (130, 33), (1, 65), (65, 1), (64, 128)):
         query, key, value = three(queries, keys, 20, 9, dtype)
         with forced_config(ATTENTION, config):

@@ -105,8 +105,12 @@ def compile_job(job: Job) -> tuple[int, str]:
         return 0, f"{type(error).__name__}: {error}"
     if not compiled.asm.get("cubin"):
         return compiled.metadata.shared, "no machine code came out"
-    unset = unset_registers(machine_code(compiled.asm["cubin"])) if job.architecture == 90 else []
-    return compiled.metadata.shared, f"the machine code reads what nothing has written: {unset[0]}" if unset else ""
+    if job.architecture == 90:
+        code = machine_code(compiled.asm["cubin"])
+        for told, find in (("reads what nothing has written", unset_registers), ("sums unequally", unequal_sums)):
+            if found := find(code):
+                return compiled.metadata.shared, f"the machine code {told}: {found[0]}"
+    return compiled.metadata.shared, ""
 
 
 def machine_code(cubin: bytes) -> str:
@@ -120,6 +124,35 @@ def machine_code(cubin: bytes) -> str:
         return subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
 
 
+def instructions(code: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Line, name and operands of each instruction."""
+    for line in code.splitlines():
+        found = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Za-z0-9_.]+)\s+(.*?);", line)
+        if found:
+            yield line.strip(), found[1], [operand.strip() for operand in found[2].split(",")]
+
+
+def unequal_sums(code: str) -> list[str]:
+    """Instructions that multiply and add what has just come from another lane, before anything was done with it.
+
+    In a sum across lanes of products, one a lane, the compiler takes the first sum together with the product: a lane adds its
+    own product in full to the other's, which is rounded. Then two lanes that hold the same sum differ in its last bit. Where
+    both store it, which one counts is luck (compute-sanitizer's racecheck sees that).
+    """
+    shuffled: set[str] = set()
+    found = []
+    for line, name, operands in instructions(code):
+        if name.startswith("SHFL"):
+            shuffled.add(operands[1])
+            continue
+        if name.startswith("FFMA") and operands[3].lstrip("-") in shuffled:
+            found.append(line)
+        target = re.fullmatch(r"R(\d+)", operands[0])
+        width = 4 if ".128" in name else 2 if ".64" in name or "WIDE" in name else 1
+        shuffled -= {f"R{int(target[1]) + index}" for index in range(width)} if target else set()
+    return found
+
+
 def unset_registers(code: str) -> list[str]:
     """Instructions for sm_90 that read a uniform register which none above them has written.
 
@@ -131,24 +164,19 @@ def unset_registers(code: str) -> list[str]:
     found: list[str] = []
     if "CALL." in code:
         return found
-    for line in code.splitlines():
-        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Za-z0-9_.]+)\s+(.*?);", line)
-        if not instruction:
-            continue
-        name, operands = instruction[1], [operand.strip() for operand in instruction[2].split(",")]
+    for line, name, operands in instructions(code):
         target = re.fullmatch(r"UR(\d+)", operands[0])
         target = target if name.startswith(("U", "S2UR", "R2UR", "CS2UR", "REDUX", "VOTEU")) else None
         read = set()
         for operand in operands[1:] if target else operands:
-            for tiles in re.findall(
-                r"gdesc\[UR(\d+)\]", operand
-            ):  # of both operands, or of the second if the first is in registers
+            # The tiles of both operands, or of the second if the first is in registers.
+            for tiles in re.findall(r"gdesc\[UR(\d+)\]", operand):
                 read |= set(range(int(tiles) + (2 if re.match(r"R\d", operands[1]) else 0), int(tiles) + 4))
             for memory in re.findall(r"(?<!g)desc\[UR(\d+)\]", operand):
                 read |= {int(memory), int(memory) + 1}
             read |= {int(register) for register in re.findall(r"(?<!\[)UR(\d+)", operand)}
         if read - written:
-            found.append(line.strip())
+            found.append(line)
         if target:
             width = 2 if ".64" in name or "WIDE" in name else 1
             written |= set(range(int(target[1]), int(target[1]) + width))
@@ -593,6 +621,17 @@ def test_an_unset_register_is_seen():
     assert "UIADD3" in unset_registers(right.replace("UR4, 0x20", "UR8, 0x20"))[0]
     assert "HGMMA" in unset_registers(right.replace("gdesc[UR4]", "gdesc[UR8]"))[0]
     assert "LDG" in unset_registers(right.replace("desc[UR4][R8", "desc[UR10][R8"))[0]
+
+
+def test_an_unequal_sum_is_seen():
+    right = """
+        /*0ca0*/                   FMUL R10, R24, R17 ;
+        /*0cc0*/                   SHFL.BFLY PT, R13, R10, 0x8, 0x1f ;
+        /*0ce0*/                   FADD R13, R10, R13 ;
+        /*0cf0*/                   FFMA R14, R24, R17, R13 ;
+    """
+    assert unequal_sums(right) == []
+    assert "0ce0" in unequal_sums(right.replace("FADD R13, R10, R13", "FFMA R13, R24, R17, R13"))[0]
 
 
 def _compile_mode() -> None:
