@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_gradients import Terms, check_gradients, differentiate
 from test_kernels import ATTENTION_BLOCKS, forced_config, head_sizes, heads, layouts, maybe_zero, seeds, sizes
 from tolerance import assert_close_to_float64, largest
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vitcourse import kernels, runtime
 
@@ -72,7 +73,7 @@ def check(query, key, value, is_causal=False, scale=None, **how) -> None:
 
 def with_plain_peer(run: Callable[[], None]) -> None:
     """With PyTorch's attention made of plain kernels: of the others some refuse some shapes or strides, forward or backward."""
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):
         run()
 
 
@@ -112,6 +113,41 @@ def test_drawn(dtype, batch, head, queries, keys, head_size, value_size, at, is_
 )
 def test_lengths_and_head_sizes(dtype, tokens, head_size, is_causal):
     check(*three(tokens, tokens, head_size, head_size, dtype, head=1), is_causal)
+
+
+@pytest.mark.filterwarnings("ignore")  # each backend says why it refuses
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("head_size", [16, 64, *(pytest.param(size, marks=on_gpu) for size in (32, 80, 128))])
+def test_beside_every_backend(dtype, head_size, is_causal):
+    """Result and gradients are as near to float64 as those of each of PyTorch's backends that takes the type and the size."""
+
+    def run(function, grad, **inputs) -> list[torch.Tensor]:
+        leaves = [value.detach().clone().requires_grad_() for value in inputs.values()]
+        result = function(*leaves, is_causal=is_causal)
+        return [result.detach(), *torch.autograd.grad(result, leaves, grad)]
+
+    beside = set()
+    for tokens in (1, 5, 16, 197) if runtime.INTERPRETER else (1, 5, 16, 197, 256, 577, 1025):
+        inputs = dict(zip(NAMES, three(tokens, tokens, head_size, head_size, dtype, head=1)))
+        inputs["grad"] = tensor((1, 1, tokens, head_size), dtype, seed=9)
+        wide = {name: value.double() for name, value in inputs.items()}
+        found, terms = run(attend, **inputs), attention_terms(**wide, is_causal=is_causal)
+        with sdpa_kernel(SDPBackend.MATH):
+            references = run(F.scaled_dot_product_attention, **wide)
+        for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+            try:
+                with sdpa_kernel(backend):
+                    peers = run(F.scaled_dot_product_attention, **inputs)
+            except RuntimeError as error:
+                if not any(words in str(error) for words in ("No available kernel", "No viable backend")):
+                    raise
+                continue
+            beside.add(backend)
+            for name, mine, reference, peer in zip(("result", *NAMES), found, references, peers):
+                rounded, intermediate = terms.get(name, (0.0, 0.0))
+                what = f"{name} of {tokens} tokens, beside {backend.name}"
+                assert_close_to_float64(mine, reference, peer, rounded=rounded, intermediate=intermediate, what=what)
+    assert len(beside) >= (2 if runtime.INTERPRETER or dtype == torch.float32 else 3)
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

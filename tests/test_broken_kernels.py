@@ -445,6 +445,8 @@ ATTENTIONS = [
      {"is_causal": False}),
     (ATTENTION, STEP, "p * (p_grad - delta[None, :])", "p_grad - delta[None, :]", attention.test_packed_queries_keys_and_values,
      {"dtype": SINGLE, "embedding": 60, "is_causal": True}),
+    (ATTENTION, KEYS, "value_grad, mask=v_mask", "value_grad * 1.01, mask=v_mask", attention.test_beside_every_backend,
+     {"dtype": HALF, "head_size": 64, "is_causal": True}),
     (ATTENTION, KEYS, "key_grad * scale", "key_grad", attention.test_lengths_and_head_sizes,
      {"dtype": HALF, "tokens": 16, "head_size": 32, "is_causal": False}),
     (ATTENTION, KEYS, "key_grad * scale", "key_grad * base2_scale", attention.test_gradcheck, {"is_causal": True}),
