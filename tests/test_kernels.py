@@ -566,7 +566,7 @@ ATTENTION_BLOCKS = [(16, 16), (16, 64), (64, 16), (128, 32)]
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("block_m, block_n", ATTENTION_BLOCKS)
 def test_attention_small_blocks(dtype, block_m, block_n, is_causal):
-    config = runtime.Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": 32, "BLOCK_V": 16}, 4, 1)
+    config = runtime.Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": 32, "BLOCK_V": 32}, 4, 1)
     for queries, keys in ((65, 65), (33, 130), (130, 33), (1, 65), (65, 1)):
         query, key, value = (
             tensor((1, 2, *size), dtype, seed=i) for i, size in enumerate(((queries, 20), (keys, 20), (keys, 9)))
