@@ -190,7 +190,10 @@ def measure_ceilings() -> list[Measurement]:
 
 
 def ceilings(rows: list[Measurement] | None = None, gpu: str | None = None) -> Ceilings:
-    """The ceilings in `rows`; by default the recorded ones, of `gpu` or as `read` chooses."""
+    """The ceilings in `rows`; by default the recorded ones, of `gpu` or as `read` chooses.
+
+    float32's is cuBLAS's, or a third of cuBLAS's tf32 if that is more: what tf32x3, three products, could reach.
+    """
     rows = read("ceilings", gpu) if rows is None else rows
     bandwidth = next(row.value for row in rows if row.metric == "bytes/s")
     flops = {row.dtype: row.value for row in rows if row.metric == "FLOP/s"}

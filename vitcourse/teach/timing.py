@@ -79,7 +79,7 @@ def arithmetic(
     """`bandwidth` for what arithmetic limits: times turned into TFLOP/s, beside those of the largest cuBLAS product.
 
     flops: place to the floating-point operations that the operation needs. dtype: "bfloat16", "float16", "tf32" or "float32",
-    the last two for float32 products under PyTorch's settings "high" and "highest".
+    the last two for float32 products under PyTorch's settings "high" and "highest". (`measure.ceilings` says what limits these.)
     """
     kept = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
