@@ -309,15 +309,13 @@ def attention_key_backward_kernel(
 def _shared_bytes(config: Config, itemsize: int) -> int:
     b = config.blocks
     keys_and_values = b["BLOCK_N"] * (b["BLOCK_D"] + b["BLOCK_V"]) * itemsize * config.num_stages
-    widest = max(b["BLOCK_D"], b["BLOCK_V"])
+    widest = b["BLOCK_V"]  # `_blocks` makes it no narrower than BLOCK_D
     # Besides keys and values, for each query: its elements, its weights and a float32 to reduce, or a float32 row that
     # changes its layout. On sm_75, in place of all that: float32 rows of the result and of the weights.
     a_query = max((widest + b["BLOCK_N"]) * itemsize + 4, max(widest, b["BLOCK_N"]) * 4)
     if itemsize == 4:  # tf32x3 keeps what is left of the queries after rounding beside them
         a_query = max(a_query, 2 * b["BLOCK_D"] * 4)
-    # What a block of keys has beyond a block of values finds no room in the buffers that the two share.
-    longer_keys = b["BLOCK_N"] * max(b["BLOCK_D"] - b["BLOCK_V"], 0) * 4
-    return longer_keys + max(keys_and_values + b["BLOCK_M"] * a_query, b["BLOCK_M"] * (widest + b["BLOCK_N"]) * 4)
+    return max(keys_and_values + b["BLOCK_M"] * a_query, b["BLOCK_M"] * (widest + b["BLOCK_N"]) * 4)
 
 
 @functools.cache
@@ -341,8 +339,9 @@ def _backward_shared_bytes(config: Config, itemsize: int) -> int:
     # The larger block is the one that a program owns: queries with dO, or keys with values; it walks over blocks of the others.
     b = config.blocks
     owned, step = max(b["BLOCK_M"], b["BLOCK_N"]), min(b["BLOCK_M"], b["BLOCK_N"])
-    widest, row = max(b["BLOCK_D"], b["BLOCK_V"]), (b["BLOCK_D"] + b["BLOCK_V"]) * itemsize
-    scores, longer = owned * step * 4, step * abs(b["BLOCK_D"] - b["BLOCK_V"]) * 4  # the latter as in `_shared_bytes`
+    widest, row = b["BLOCK_V"], (b["BLOCK_D"] + b["BLOCK_V"]) * itemsize
+    # What a row of values has beyond one of keys finds no room in the buffers that the two share.
+    scores, longer = owned * step * 4, step * (b["BLOCK_V"] - b["BLOCK_D"]) * 4
     # A step's statistics come with it, and with one stage its scores may change their layout beside it. tf32x3 keeps what is
     # left of the owned rows after rounding beside them; on sm_100 P and dS of 2 bytes lie in shared memory. On sm_75 nothing is
     # pipelined, and results change their layout too.
