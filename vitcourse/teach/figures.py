@@ -210,7 +210,9 @@ def bandwidth(rows: Sequence[measure.Measurement], title: str = "") -> None:
     rows: measurements whose `shape` is a number of elements, or a shape such as 197x768, and whose metric is GB/s. With none,
     nothing is drawn.
     """
-    _over_sizes(rows, title or "Bandwidth", "elements", "GB/s (bytes read and written)", "copy", math.prod)
+    _over_sizes(
+        rows, title or "Bandwidth", "elements", "GB/s (bytes read and written)", "copy", math.prod, ("upper left", (0, 0.95))
+    )
 
 
 def arithmetic(rows: Sequence[measure.Measurement], title: str = "") -> None:
@@ -218,12 +220,13 @@ def arithmetic(rows: Sequence[measure.Measurement], title: str = "") -> None:
 
     rows: measurements whose `shape` is MxNxK and whose metric is TFLOP/s. With none, nothing is drawn.
     """
-    _over_sizes(rows, title or "Speed", "rows, columns and terms", "TFLOP/s", "cuBLAS at 8,192", max)
+    _over_sizes(rows, title or "Speed", "M, N and K", "TFLOP/s", "cuBLAS at 8,192", max, ("lower right", (1, 0)))
 
 
 def _over_sizes(
-    rows: Sequence[measure.Measurement], title: str, xlabel: str, ylabel: str, limit: str, size: Callable[[list[int]], int]
-) -> None:
+    rows: Sequence[measure.Measurement], title: str, xlabel: str, ylabel: str, limit: str, size: Callable[[list[int]], int],
+    legend: tuple[str, tuple[float, float]],
+) -> None:  # fmt: skip
     if not rows:
         return
     ceiling, metric = max(row.limit for row in rows), rows[0].metric
@@ -242,7 +245,7 @@ def _over_sizes(
         axes.set_xscale("log", base=2)
         axes.set_ylim(0, None)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.95))  # the lines rise from the lower left
+        axes.legend(frameon=False, loc=legend[0], bbox_to_anchor=legend[1])  # the lines rise from the lower left
         _finish(axes, rows)
     show(
         figure, f"{title} against {xlabel} on {rows[0].gpu}: " + "; ".join(notes) + f"; {limit} reaches {ceiling:,.0f} {metric}."
