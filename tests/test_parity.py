@@ -265,6 +265,9 @@ def test_every_gradient_is_hugging_faces(pair: tuple[ViT, torch.nn.Module], tmp_
 
 
 def test_with_and_without_gradients_the_result_is_the_same(model: ViT) -> None:
+    """To the bit in the interpreter. On a GPU a layer norm that keeps no statistics never needs the mean by itself, so the
+    compiler fuses the division that makes it with its subtraction: one rounding less, by which the results may differ.
+    """
     pixel_values = pixels(model.config)
     with torch.no_grad():
         plain = model(pixel_values)
@@ -272,7 +275,9 @@ def test_with_and_without_gradients_the_result_is_the_same(model: ViT) -> None:
         assert torch.equal(model(pixel_values), plain)
     frozen = copy.deepcopy(model).requires_grad_(False)
     assert torch.equal(frozen(pixel_values), plain) and not plain.requires_grad
-    assert torch.equal(model(pixel_values), plain) and model(pixel_values).requires_grad
+    with_gradients = model(pixel_values)
+    assert with_gradients.requires_grad
+    assert difference(with_gradients, plain.cpu()) <= (0.0 if runtime.INTERPRETER else verify.FLOOR * 2**-23)
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,10 @@ def attention_query_backward_kernel(
     output = load_rows(
         output_ptr, first, output_row_stride, output_column_stride, queries, value_size, False, VALUE_FITS, BLOCK_M, BLOCK_V
     )
-    # Masked after the product, as the squares of layer_norm.py are: lanes that hold one row have to agree on its sum.
-    delta = tl.sum(tl.where(m_mask[:, None], grad.to(tl.float32) * output.to(tl.float32), 0.0), axis=1)
+    # Masked after the product, as the squares of layer_norm.py are: lanes that hold one row have to agree on its sum. By column,
+    # which is 0 there anyway: a mask by row would live longer, in registers that cost a program on each multiprocessor.
+    products = grad.to(tl.float32) * output.to(tl.float32)
+    delta = tl.sum(tl.where((tl.arange(0, BLOCK_V) < value_size)[None, :], products, 0.0), axis=1)
     tl.store(delta_ptr + statistics + m64, delta, mask=m_mask)
     logsumexp = tl.load(logsumexp_ptr + statistics + m64, mask=m_mask, other=0.0)
 

@@ -73,8 +73,9 @@ def share(name: str, ceilings: measure.Ceilings, batch: int = 256) -> str:
     row = next(row for row in rows if row.name == name)
     flops, moved = sum(row.flops for row in rows), sum(row.moved for row in rows)
     least = floor_ms(row, ceilings) / sum(floor_ms(row, ceilings) for row in rows)
+    calls = "1 call" if row.calls == 1 else f"{row.calls} calls"
     return (
-        f"{name}: {row.calls} calls of {row.shape}; {100 * row.flops / flops:.2f} % of the FLOPs, "
+        f"{name}: {calls} of {row.shape}; {100 * row.flops / flops:.2f} % of the FLOPs, "
         f"{100 * row.moved / moved:.1f} % of the bytes, {100 * least:.1f} % of the least time"
     )
 
