@@ -166,6 +166,115 @@ def test_vit_base_agrees(large: Path) -> None:
             assert verify.first_divergence(rows) is None, verify.format_table(rows)
 
 
+# What is asked for beside the result
+
+
+@pytest.mark.parametrize("changes", [{}, {"classifier": False, "pooler": True, "num_attention_heads": 1, "image_size": (24, 40)}])
+@torch.inference_mode()
+def test_hidden_states_and_attentions_of_every_layer(tmp_path: Path, changes: dict) -> None:
+    theirs = hugging_face(21, **small(attn_implementation="eager", **changes))
+    theirs.save_pretrained(tmp_path)
+    ours = ViT.from_pretrained(tmp_path)
+    pixel_values = pixels(ours.config)
+    plain = ours(pixel_values)
+    out = ours(pixel_values, output_hidden_states=True, output_attentions=True)
+    expected = theirs(pixel_values.cpu(), output_hidden_states=True, output_attentions=True)
+    layers = ours.config.num_hidden_layers
+    assert len(out.hidden_states) == len(expected.hidden_states) == layers + 1
+    assert len(out.attentions) == len(expected.attentions) == layers
+    for kept, theirs_kept in zip(out.hidden_states + out.attentions, expected.hidden_states + expected.attentions):
+        assert difference(kept, theirs_kept) <= TOLERANCE
+    assert torch.equal(out.last_hidden_state, ours.norm(out.hidden_states[-1]))
+    assert torch.equal(out.last_hidden_state if out.logits is None else out.logits, plain), "asking changes no result"
+    assert (out.logits is None) == (ours.classifier is None)
+
+
+@torch.inference_mode()
+def test_only_what_is_asked_for_is_kept(model: ViT) -> None:
+    pixel_values = pixels(model.config)
+    assert isinstance(model(pixel_values), torch.Tensor)
+    states = model(pixel_values, output_hidden_states=True)
+    assert states.attentions is None and len(states.hidden_states) == 4
+    maps = model(pixel_values[:0], output_attentions=True)
+    assert maps.hidden_states is None and [tuple(kept.shape) for kept in maps.attentions] == 3 * [(0, 3, 17, 17)]
+
+
+@torch.inference_mode()
+def test_attentions_in_another_type(model: ViT, dtype: torch.dtype) -> None:
+    pixel_values = pixels(model.config)
+    kept = copy.deepcopy(model).to(dtype)(pixel_values.to(dtype), output_attentions=True).attentions
+    assert {attention.dtype for attention in kept} == {dtype}
+    for attention, wide in zip(kept, model(pixel_values, output_attentions=True).attentions):
+        assert difference(attention, wide.cpu()) < 20 * torch.finfo(dtype).eps
+
+
+def interpolated(theirs: torch.nn.Module, size: tuple[int, int], folder: Path) -> tuple[ViT, torch.Tensor, torch.Tensor]:
+    """Our model of theirs, and what both make of an image of another size."""
+    theirs.save_pretrained(folder)
+    ours = ViT.from_pretrained(folder)
+    pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(pixel_values, interpolate_pos_encoding=True)
+        return ours, ours(pixel_values.to(runtime.DEVICE), interpolate_pos_encoding=True), expected
+
+
+SIZES = {
+    "up": (48, 48), "down": (16, 16), "wide": (24, 40), "tall": (40, 24), "as many patches": (16, 64), "its own": (32, 32),
+    "pixels left over": (45, 31), "few pixels left over": (33, 33), "one patch": (8, 15),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_positions_are_interpolated_as_hugging_faces(tmp_path: Path, size: tuple[int, int]) -> None:
+    _, out, expected = interpolated(hugging_face(22, **small(classifier=False)), size, tmp_path)
+    assert difference(out, expected.last_hidden_state) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "size"), [((16, 64), 8, (24, 40)), ((16, 64), 8, (32, 32)), ((20, 20), (10, 4), (20, 20))]
+)
+def test_grids_that_are_not_square_are_interpolated_as_hugging_faces(
+    tmp_path: Path, image_size: tuple, patch_size: int | tuple, size: tuple
+) -> None:
+    theirs = hugging_face(23, **small(image_size=image_size, patch_size=patch_size))
+    _, out, expected = interpolated(theirs, size, tmp_path)
+    assert difference(out, expected.logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "size", "told"),
+    [
+        (32, 8, (7, 32), "an image of 7 x 32 pixels holds no patch"),
+        ((24, 40), 8, (24, 40), "15 patches"),
+        (32, (8, 8), (40, 40), r"patch_size \(8, 8\)"),
+    ],
+)
+def test_what_hugging_face_does_not_interpolate_is_refused(image_size, patch_size, size, told) -> None:
+    theirs = hugging_face(0, **small(image_size=image_size, patch_size=patch_size))
+    ours = ViT(ViTConfig.from_dict(theirs.config.to_dict()))
+    with pytest.raises((RuntimeError, TypeError)):
+        theirs(torch.zeros(1, 3, *size), interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match=told):
+        ours(torch.zeros(1, 3, *size), interpolate_pos_encoding=True)
+
+
+def test_interpolation_takes_any_size_but_not_any_shape(model: ViT) -> None:
+    for shape in ((3, 32, 32), (1, 1, 40, 40), (1, 40, 40, 3)):
+        with pytest.raises(ValueError) as caught:
+            model(torch.zeros(shape), interpolate_pos_encoding=True)
+        assert str(shape) in str(caught.value) and "(batch, 3, height, width)" in str(caught.value)
+
+
+def test_positions_learn_through_the_interpolation(pair: tuple[ViT, torch.nn.Module]) -> None:
+    ours, theirs = pair[0], copy.deepcopy(pair[1]).cpu().double().vit.embeddings
+    weights = torch.linspace(1, 2, 16 * 48).view(1, 16, 48)
+    table = ours.interpolate_positions(24, 40)
+    (gradient,) = torch.autograd.grad((table * weights.to(table.device)).sum(), ours.position_embedding)
+    wide = theirs.interpolate_pos_encoding(weights, 24, 40)
+    (expected,) = torch.autograd.grad((wide * weights).sum(), theirs.position_embeddings)
+    assert difference(table.detach(), wide) < TOLERANCE and difference(gradient, expected) < TOLERANCE
+
+
 # Planted faults
 
 

@@ -1,8 +1,10 @@
 """The Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) on this package's kernels."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -87,6 +89,15 @@ class ViTConfig:
         return {"model_type": "vit", **asdict(self), "label2id": {label: index for index, label in self.id2label.items()}}
 
 
+class ViTOutput(NamedTuple):
+    """What `ViT` returns where more than its result was asked for. None for what was not asked for or is not there."""
+
+    logits: torch.Tensor | None  #: (batch, num_labels), with a classifier
+    last_hidden_state: torch.Tensor  #: (batch, tokens, hidden_size), after the final layer norm
+    hidden_states: tuple[torch.Tensor, ...] | None  #: the embedding's, then each block's output, before the final layer norm
+    attentions: tuple[torch.Tensor, ...] | None  #: each block's probabilities, (batch, heads, tokens, tokens)
+
+
 class ViT(nn.Module):
     """A Vision Transformer: patches to tokens, a stack of blocks, a final layer norm, and a head where there is one.
 
@@ -125,21 +136,70 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.class_token, std=std, a=-2 * std, b=2 * std)
         nn.init.trunc_normal_(self.position_embedding, std=std, a=-2 * std, b=2 * std)
 
-    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """(batch, channels, height, width) to (batch, tokens, hidden_size): patches, class token, positions."""
-        expected = (self.config.num_channels, *self.config.image_shape)
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
-            accepted = "(batch, " + ", ".join(map(str, expected)) + ")"
-            raise ValueError(f"ViT: pixel_values is {tuple(pixel_values.shape)}; this model takes {accepted}")
-        return self.patch_embedding(pixel_values, self.class_token, self.position_embedding)
+        channels, image_shape = self.config.num_channels, self.config.image_shape
+        other_size = pixel_values.shape[2:] != image_shape and not interpolate_pos_encoding
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or other_size:
+            height, width = ("height", "width") if interpolate_pos_encoding else image_shape
+            raise ValueError(
+                f"ViT: pixel_values is {tuple(pixel_values.shape)}; this model takes (batch, {channels}, {height}, {width})"
+            )
+        positions = self.position_embedding
+        if interpolate_pos_encoding:
+            positions = self.interpolate_positions(*pixel_values.shape[2:])
+        return self.patch_embedding(pixel_values, self.class_token, positions)
 
-    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size)."""
+    def interpolate_positions(self, height: int, width: int) -> torch.Tensor:
+        """The position embeddings for images of height x width pixels, as Hugging Face makes them: (1, tokens, hidden_size).
+
+        The patches' are a square picture of `hidden_size` channels, resized (bicubic, in float32) to the new grid. The class
+        token's stays. Like Hugging Face, takes a grid that is not square for a square one of as many patches.
+
+        Raises ValueError for an image with no patch, and for a model whose patches' number is no square or whose patch_size
+        is not one number.
+        """
+        config = self.config
+        rows, columns = height // config.patch_shape[0], width // config.patch_shape[1]
+        if min(rows, columns) < 1:
+            raise ValueError(f"ViT: an image of {height} x {width} pixels holds no patch of {config.patch_shape}")
+        class_position, patch_positions = self.position_embedding[:, :1], self.position_embedding[:, 1:]
+        patches = patch_positions.shape[1]
+        if rows * columns == patches and height == width:
+            return self.position_embedding
+        side = math.isqrt(patches)
+        if side * side != patches or not isinstance(config.patch_size, int):
+            raise ValueError(
+                f"ViT: interpolate_pos_encoding takes a model with a square number of patches and one number as patch_size; "
+                f"this one has {patches} patches and patch_size {config.patch_size}"
+            )
+        picture = patch_positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        picture = nn.functional.interpolate(picture, (rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([class_position, picture.flatten(2).transpose(1, 2).to(class_position.dtype)], dim=1)
+
+    def forward_features(
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        interpolate_pos_encoding: bool = False,
+        hidden_states: list[torch.Tensor] | None = None,
+        attentions: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size).
+
+        hidden_states, attentions: lists to append to, what `ViTOutput` says of each.
+        """
         if self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0:
             raise NotImplementedError("ViT: this configuration asks for dropout in training, which is not there yet; call eval()")
-        x = self.embed(pixel_values)
+        x = self.embed(pixel_values, interpolate_pos_encoding)
         for block in self.blocks:
+            if hidden_states is not None:
+                hidden_states.append(x)
+            if attentions is not None:
+                attentions.append(block.attention.weights(block.norm1(x)))
             x = block(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
         return self.norm(x)
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -148,10 +208,36 @@ class ViT(nn.Module):
             raise ValueError("ViT: this model has no pooler")
         return torch.tanh(self.pooler(hidden_states[:, 0]))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, num_labels), or with no classifier the last hidden state (batch, tokens, hidden_size)."""
-        x = self.forward_features(pixel_values)
-        return x if self.classifier is None else self.classifier(x[:, 0])
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor | ViTOutput:
+        """Logits (batch, num_labels), or with no classifier the last hidden state (batch, tokens, hidden_size).
+
+        output_hidden_states, output_attentions: return a `ViTOutput` with these, too. Attention maps are computed beside the
+        result, which does not change, and take tokens^2 numbers a head.
+        interpolate_pos_encoding: take images of any size, with the position embeddings resized to it.
+
+        Raises ValueError for pixel_values of another shape, and where `interpolate_positions` does.
+        """
+        hidden_states = [] if output_hidden_states else None
+        attentions = [] if output_attentions else None
+        x = self.forward_features(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
+        logits = None if self.classifier is None else self.classifier(x[:, 0])
+        if not (output_hidden_states or output_attentions):
+            return x if logits is None else logits
+        hidden_states = tuple(hidden_states) if output_hidden_states else None
+        attentions = tuple(attentions) if output_attentions else None
+        return ViTOutput(logits, x, hidden_states, attentions)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "ViT":
