@@ -36,12 +36,18 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-def hugging_face(seed: int, *, classifier: bool = True, pooler: bool = False, **config: object) -> torch.nn.Module:
-    """A randomised model of Hugging Face's. Without `classifier` it is the bare encoder, with a pooler or not."""
-    built = transformers.ViTConfig(**config)
+def hugging_face(
+    seed: int, *, family: str = "ViT", classifier: bool = True, teacher: bool = False, pooler: bool = False, **config: object
+) -> torch.nn.Module:
+    """A randomised model of Hugging Face's. Without `classifier` it is the bare encoder, with a pooler or not.
+
+    family: "ViT" or "DeiT"; a DeiT with `teacher` has two classifiers.
+    """
+    built = getattr(transformers, f"{family}Config")(**config)
     if classifier:
-        return randomise(transformers.ViTForImageClassification(built), seed)
-    return randomise(transformers.ViTModel(built, add_pooling_layer=pooler), seed)
+        kind = f"{family}ForImageClassification" + "WithTeacher" * teacher
+        return randomise(getattr(transformers, kind)(built), seed)
+    return randomise(getattr(transformers, f"{family}Model")(built, add_pooling_layer=pooler), seed)
 
 
 def pixels(config: ViTConfig, batch: int = 2, seed: int = 0) -> torch.Tensor:
@@ -78,6 +84,10 @@ EXTREMES = {
     "pooler": small(classifier=False, pooler=True, image_size=30, patch_size=5),
     "narrow pooler": small(classifier=False, pooler=True, pooler_output_size=11, hidden_act="relu"),
     "gelu_new": small(hidden_act="gelu_new", qkv_bias=False, layer_norm_eps=1e-3),
+    "deit": small(family="DeiT", image_size=(24, 40), num_channels=1),
+    "deit, two classifiers": small(family="DeiT", teacher=True, image_size=30, patch_size=7, qkv_bias=False),
+    "deit, pooler": small(family="DeiT", classifier=False, pooler=True, pooler_output_size=11, patch_size=(8, 4)),
+    "deit, no layers": small(family="DeiT", classifier=False, num_hidden_layers=0, image_size=8),
 }
 
 
@@ -138,7 +148,9 @@ def test_small_models_agree(tmp_path: Path, name: str) -> None:
     assert verify.first_divergence(rows) is None, verify.format_table(rows)
 
 
-@pytest.mark.parametrize("name", ["six heads, patch 14", "five heads of 7", "gelu_new", "pooler", "drawn 3"])
+@pytest.mark.parametrize(
+    "name", ["six heads, patch 14", "five heads of 7", "gelu_new", "pooler", "drawn 3", "deit, two classifiers"]
+)
 def test_small_models_agree_in_every_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     hugging_face(5, **CONFIGURATIONS[name]).save_pretrained(tmp_path)
     rows = verify.compare(tmp_path, dtype=dtype)
@@ -169,7 +181,14 @@ def test_vit_base_agrees(large: Path) -> None:
 # What is asked for beside the result
 
 
-@pytest.mark.parametrize("changes", [{}, {"classifier": False, "pooler": True, "num_attention_heads": 1, "image_size": (24, 40)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"classifier": False, "pooler": True, "num_attention_heads": 1, "image_size": (24, 40)},
+        {"family": "DeiT", "teacher": True},
+    ],
+)
 @torch.inference_mode()
 def test_hidden_states_and_attentions_of_every_layer(tmp_path: Path, changes: dict) -> None:
     theirs = hugging_face(21, **small(attn_implementation="eager", **changes))
@@ -228,6 +247,12 @@ SIZES = {
 def test_positions_are_interpolated_as_hugging_faces(tmp_path: Path, size: tuple[int, int]) -> None:
     _, out, expected = interpolated(hugging_face(22, **small(classifier=False)), size, tmp_path)
     assert difference(out, expected.last_hidden_state) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(40, 24), (32, 32), (16, 64)])
+def test_a_deits_positions_are_interpolated_as_hugging_faces(tmp_path: Path, size: tuple[int, int]) -> None:
+    _, out, expected = interpolated(hugging_face(24, **small(family="DeiT", teacher=True)), size, tmp_path)
+    assert difference(out, expected.logits) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -323,7 +348,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViT, torch.nn.Module
     """Our model and theirs, of one checkpoint whose linears in block 2 are square."""
     folder = tmp_path_factory.mktemp("pair")
     hugging_face(9, **small(num_hidden_layers=3, intermediate_size=48)).save_pretrained(folder)
-    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, True)
+    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, "ViTForImageClassification")
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
@@ -347,6 +372,35 @@ def test_verify_is_of_the_layers_order_not_of_the_worst_error(pair: tuple[ViT, t
     assert verify.first_divergence(verify.compare_models(ours, theirs, pixels(ours.config))).name == "block 0"
 
 
+# The same for DeiT, whose embedding and logits are other code.
+DEIT_FAULTS = {
+    "distillation token": (change("distillation_token", first_by_a_hundredth), "embeddings"),
+    "class token": (change("class_token", first_by_a_hundredth), "embeddings"),
+    "first two positions swapped": (change("position_embedding", lambda t: t[:, [1, 0, *range(2, t.shape[1])]]), "embeddings"),
+    "patches' positions shifted": (change("position_embedding", lambda t: t.roll(1, 1)), "embeddings"),
+    "class token's classifier": (change("classifier.bias", first_by_a_hundredth), "logits"),
+    "distillation token's classifier": (change("distillation_classifier.bias", first_by_a_hundredth), "logits"),
+}
+
+
+@pytest.fixture(scope="module")
+def deit_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViT, torch.nn.Module]:
+    folder = tmp_path_factory.mktemp("deit")
+    hugging_face(10, **small(family="DeiT", teacher=True)).save_pretrained(folder)
+    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, "DeiTForImageClassificationWithTeacher")
+
+
+@pytest.mark.parametrize("fault", [None, *DEIT_FAULTS])
+def test_verify_names_the_layer_of_a_fault_in_deit(deit_pair: tuple[ViT, torch.nn.Module], fault: str | None) -> None:
+    ours, theirs = copy.deepcopy(deit_pair)
+    plant, layer = DEIT_FAULTS.get(fault, (lambda model: None, None))
+    with torch.no_grad():
+        plant(ours)
+    rows = verify.compare_models(ours, theirs, pixels(ours.config))
+    found = verify.first_divergence(rows)
+    assert (found.name if found else None) == layer, verify.format_table(rows)
+
+
 # The model itself
 
 
@@ -355,8 +409,9 @@ def model(pair: tuple[ViT, torch.nn.Module]) -> ViT:
     return pair[0]
 
 
-def test_every_gradient_is_hugging_faces(pair: tuple[ViT, torch.nn.Module], tmp_path: Path) -> None:
-    ours, theirs = copy.deepcopy(pair)
+@pytest.mark.parametrize("which", ["pair", "deit_pair"])
+def test_every_gradient_is_hugging_faces(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    ours, theirs = copy.deepcopy(request.getfixturevalue(which))
     theirs = theirs.cpu().double()
     x = pixels(ours.config).requires_grad_()
     wide = x.detach().cpu().double().requires_grad_()
@@ -441,6 +496,22 @@ def test_what_is_not_there_yet_is_refused(model: ViT) -> None:
     training = ViT(ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, hidden_dropout_prob=0.1)).train()
     with pytest.raises(NotImplementedError, match="dropout"):
         training(torch.zeros(1, 3, 224, 224))
+
+
+def test_a_second_classifier_needs_a_deit_and_a_first_one() -> None:
+    for model_type, classifier in (("vit", True), ("deit", False)):
+        with pytest.raises(ValueError, match="distillation_classifier needs"):
+            ViT(ViTConfig(8, 1, 2, 8, model_type=model_type), classifier=classifier, distillation_classifier=True)
+    with pytest.raises(ValueError, match='model_type is \'swin\'; "vit" and "deit"'):
+        ViTConfig(model_type="swin")
+
+
+@torch.inference_mode()
+def test_a_whole_model_compiles(deit_pair: tuple[ViT, torch.nn.Module]) -> None:
+    torch._dynamo.reset()
+    model, pixel_values = deit_pair[0], pixels(deit_pair[0].config)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert difference(compiled(pixel_values), model(pixel_values).cpu()) < 1e-5
 
 
 def test_a_graph_needs_a_gpu_and_gives_the_same(model: ViT) -> None:
