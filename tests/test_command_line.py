@@ -133,6 +133,33 @@ def test_classify_agrees_with_hugging_face(run, digits: list[str]) -> None:
         assert percent == pytest.approx(100 * shares[int(label)].item(), abs=0.0051)
 
 
+def test_a_deit_is_classified_with_and_verified(run, digits: list[str], tmp_path: Path) -> None:
+    import transformers
+    from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+
+    torch.manual_seed(0)
+    config = transformers.DeiTConfig(
+        hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96, image_size=16, patch_size=8,
+        num_labels=10, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = transformers.DeiTForImageClassificationWithTeacher(config).eval()
+    folder = tmp_path / "deit"
+    theirs.save_pretrained(folder)
+    processor = DeiTImageProcessorPil(size={"height": 18, "width": 18}, crop_size={"height": 16, "width": 16})
+    processor.save_pretrained(folder)
+    status, out, _ = run("classify", digits[0], "--model", folder, "--top", 10)
+    assert status == 0
+    with torch.inference_mode():
+        pixel_values = processor([Image.open(digits[0]).convert("RGB")], return_tensors="pt")["pixel_values"]
+        expected = 100 * theirs(pixel_values).logits[0].softmax(-1)
+    found = results(out)[digits[0]]
+    assert len(found) == 10 and found[0][0] > 11
+    for percent, label in found:
+        assert abs(percent - expected[config.label2id[label]].item()) < 0.006
+    status, out, _ = run("verify", "--model", folder, "--image", digits[0])
+    assert status == 0 and "All 4 layers agree with Hugging Face." in out
+
+
 def test_classify_in_float16(run, digits: list[str]) -> None:
     status, out, _ = run("classify", digits[2], "--dtype", "float16")
     assert status == 0 and results(out)[digits[2]][0][1] == Path(digits[2]).stem[-1]

@@ -225,6 +225,19 @@ def test_a_checkpoint_without_settings_gets_the_default(tmp_path: Path) -> None:
     torch.testing.assert_close(pixel_values[0, :, 0, 0], torch.tensor([1.0, -1.0, -0.6]), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("processor", [None, {}, {"size": 18, "crop_size": 16, "image_std": [0.5, 1.0, 2.0], "resample": 2}])
+def test_a_deit_gets_deits_settings(tmp_path: Path, processor: dict | None) -> None:
+    """Its own, or where it has none those of DeiT at 224 pixels, in proportion. An empty file is for a model at 224."""
+    from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+
+    picture = Image.effect_noise((300, 200), 80).convert("RGB")
+    side = 224 if processor == {} else 16
+    pixel_values = preprocess([picture], checkpoint(tmp_path / "model", processor, model_type="deit", image_size=side))
+    settings = {"size": {"height": 18, "width": 18}, "crop_size": 16} if processor is None else processor
+    expected = DeiTImageProcessorPil(**settings)([picture], return_tensors="pt")["pixel_values"]
+    assert expected.shape == (1, 3, side, side) and torch.equal(pixel_values, expected)
+
+
 def test_a_model_for_grey_images_gets_one_channel(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", None, num_channels=1)
     assert preprocess([Image.new("RGB", (9, 9), "white")], folder).shape == (1, 1, 8, 8)

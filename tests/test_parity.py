@@ -36,12 +36,18 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-def hugging_face(seed: int, *, classifier: bool = True, pooler: bool = False, **config: object) -> torch.nn.Module:
-    """A randomised model of Hugging Face's. Without `classifier` it is the bare encoder, with a pooler or not."""
-    built = transformers.ViTConfig(**config)
+def hugging_face(
+    seed: int, *, family: str = "ViT", classifier: bool = True, teacher: bool = False, pooler: bool = False, **config: object
+) -> torch.nn.Module:
+    """A randomised model of Hugging Face's. Without `classifier` it is the bare encoder, with a pooler or not.
+
+    family: "ViT" or "DeiT"; a DeiT with `teacher` has two classifiers.
+    """
+    built = getattr(transformers, f"{family}Config")(**config)
     if classifier:
-        return randomise(transformers.ViTForImageClassification(built), seed)
-    return randomise(transformers.ViTModel(built, add_pooling_layer=pooler), seed)
+        kind = f"{family}ForImageClassification" + "WithTeacher" * teacher
+        return randomise(getattr(transformers, kind)(built), seed)
+    return randomise(getattr(transformers, f"{family}Model")(built, add_pooling_layer=pooler), seed)
 
 
 def pixels(config: ViTConfig, batch: int = 2, seed: int = 0) -> torch.Tensor:
@@ -78,6 +84,10 @@ EXTREMES = {
     "pooler": small(classifier=False, pooler=True, image_size=30, patch_size=5),
     "narrow pooler": small(classifier=False, pooler=True, pooler_output_size=11, hidden_act="relu"),
     "gelu_new": small(hidden_act="gelu_new", qkv_bias=False, layer_norm_eps=1e-3),
+    "deit": small(family="DeiT", image_size=(24, 40), num_channels=1),
+    "deit, two classifiers": small(family="DeiT", teacher=True, image_size=30, patch_size=7, qkv_bias=False),
+    "deit, pooler": small(family="DeiT", classifier=False, pooler=True, pooler_output_size=11, patch_size=(8, 4)),
+    "deit, no layers": small(family="DeiT", classifier=False, num_hidden_layers=0, image_size=8),
 }
 
 
@@ -138,7 +148,9 @@ def test_small_models_agree(tmp_path: Path, name: str) -> None:
     assert verify.first_divergence(rows) is None, verify.format_table(rows)
 
 
-@pytest.mark.parametrize("name", ["six heads, patch 14", "five heads of 7", "gelu_new", "pooler", "drawn 3"])
+@pytest.mark.parametrize(
+    "name", ["six heads, patch 14", "five heads of 7", "gelu_new", "pooler", "drawn 3", "deit, two classifiers"]
+)
 def test_small_models_agree_in_every_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
     hugging_face(5, **CONFIGURATIONS[name]).save_pretrained(tmp_path)
     rows = verify.compare(tmp_path, dtype=dtype)
@@ -164,6 +176,128 @@ def test_vit_base_agrees(large: Path) -> None:
         for dtype in runtime.DTYPES:
             rows = verify.compare(large, dtype=dtype)
             assert verify.first_divergence(rows) is None, verify.format_table(rows)
+
+
+# What is asked for beside the result
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"classifier": False, "pooler": True, "num_attention_heads": 1, "image_size": (24, 40)},
+        {"family": "DeiT", "teacher": True},
+    ],
+)
+@torch.inference_mode()
+def test_hidden_states_and_attentions_of_every_layer(tmp_path: Path, changes: dict) -> None:
+    theirs = hugging_face(21, **small(attn_implementation="eager", **changes))
+    theirs.save_pretrained(tmp_path)
+    ours = ViT.from_pretrained(tmp_path)
+    pixel_values = pixels(ours.config)
+    plain = ours(pixel_values)
+    out = ours(pixel_values, output_hidden_states=True, output_attentions=True)
+    expected = theirs(pixel_values.cpu(), output_hidden_states=True, output_attentions=True)
+    layers = ours.config.num_hidden_layers
+    assert len(out.hidden_states) == len(expected.hidden_states) == layers + 1
+    assert len(out.attentions) == len(expected.attentions) == layers
+    for kept, theirs_kept in zip(out.hidden_states + out.attentions, expected.hidden_states + expected.attentions):
+        assert difference(kept, theirs_kept) <= TOLERANCE
+    assert torch.equal(out.last_hidden_state, ours.norm(out.hidden_states[-1]))
+    assert torch.equal(out.last_hidden_state if out.logits is None else out.logits, plain), "asking changes no result"
+    assert (out.logits is None) == (ours.classifier is None)
+
+
+@torch.inference_mode()
+def test_only_what_is_asked_for_is_kept(model: ViT) -> None:
+    pixel_values = pixels(model.config)
+    assert isinstance(model(pixel_values), torch.Tensor)
+    states = model(pixel_values, output_hidden_states=True)
+    assert states.attentions is None and len(states.hidden_states) == 4
+    maps = model(pixel_values[:0], output_attentions=True)
+    assert maps.hidden_states is None and [tuple(kept.shape) for kept in maps.attentions] == 3 * [(0, 3, 17, 17)]
+
+
+@torch.inference_mode()
+def test_attentions_in_another_type(model: ViT, dtype: torch.dtype) -> None:
+    pixel_values = pixels(model.config)
+    kept = copy.deepcopy(model).to(dtype)(pixel_values.to(dtype), output_attentions=True).attentions
+    assert {attention.dtype for attention in kept} == {dtype}
+    for attention, wide in zip(kept, model(pixel_values, output_attentions=True).attentions):
+        assert difference(attention, wide.cpu()) < 20 * torch.finfo(dtype).eps
+
+
+def interpolated(theirs: torch.nn.Module, size: tuple[int, int], folder: Path) -> tuple[ViT, torch.Tensor, torch.Tensor]:
+    """Our model of theirs, and what both make of an image of another size."""
+    theirs.save_pretrained(folder)
+    ours = ViT.from_pretrained(folder)
+    pixel_values = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = theirs(pixel_values, interpolate_pos_encoding=True)
+        return ours, ours(pixel_values.to(runtime.DEVICE), interpolate_pos_encoding=True), expected
+
+
+SIZES = {
+    "up": (48, 48), "down": (16, 16), "wide": (24, 40), "tall": (40, 24), "as many patches": (16, 64), "its own": (32, 32),
+    "pixels left over": (45, 31), "few pixels left over": (33, 33), "one patch": (8, 15),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_positions_are_interpolated_as_hugging_faces(tmp_path: Path, size: tuple[int, int]) -> None:
+    _, out, expected = interpolated(hugging_face(22, **small(classifier=False)), size, tmp_path)
+    assert difference(out, expected.last_hidden_state) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(40, 24), (32, 32), (16, 64)])
+def test_a_deits_positions_are_interpolated_as_hugging_faces(tmp_path: Path, size: tuple[int, int]) -> None:
+    _, out, expected = interpolated(hugging_face(24, **small(family="DeiT", teacher=True)), size, tmp_path)
+    assert difference(out, expected.logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "size"), [((16, 64), 8, (24, 40)), ((16, 64), 8, (32, 32)), ((20, 20), (10, 4), (20, 20))]
+)
+def test_grids_that_are_not_square_are_interpolated_as_hugging_faces(
+    tmp_path: Path, image_size: tuple, patch_size: int | tuple, size: tuple
+) -> None:
+    theirs = hugging_face(23, **small(image_size=image_size, patch_size=patch_size))
+    _, out, expected = interpolated(theirs, size, tmp_path)
+    assert difference(out, expected.logits) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "size", "told"),
+    [
+        (32, 8, (7, 32), "an image of 7 x 32 pixels holds no patch"),
+        ((24, 40), 8, (24, 40), "15 patches"),
+        (32, (8, 8), (40, 40), r"patch_size \(8, 8\)"),
+    ],
+)
+def test_what_hugging_face_does_not_interpolate_is_refused(image_size, patch_size, size, told) -> None:
+    theirs = hugging_face(0, **small(image_size=image_size, patch_size=patch_size))
+    ours = ViT(ViTConfig.from_dict(theirs.config.to_dict()))
+    with pytest.raises((RuntimeError, TypeError)):
+        theirs(torch.zeros(1, 3, *size), interpolate_pos_encoding=True)
+    with pytest.raises(ValueError, match=told):
+        ours(torch.zeros(1, 3, *size), interpolate_pos_encoding=True)
+
+
+def test_interpolation_takes_any_size_but_not_any_shape(model: ViT) -> None:
+    for shape in ((3, 32, 32), (1, 1, 40, 40), (1, 40, 40, 3)):
+        with pytest.raises(ValueError) as caught:
+            model(torch.zeros(shape), interpolate_pos_encoding=True)
+        assert str(shape) in str(caught.value) and "(batch, 3, height, width)" in str(caught.value)
+
+
+def test_positions_learn_through_the_interpolation(pair: tuple[ViT, torch.nn.Module]) -> None:
+    ours, theirs = pair[0], copy.deepcopy(pair[1]).cpu().double().vit.embeddings
+    weights = torch.linspace(1, 2, 16 * 48).view(1, 16, 48)
+    table = ours.interpolate_positions(24, 40)
+    (gradient,) = torch.autograd.grad((table * weights.to(table.device)).sum(), ours.position_embedding)
+    wide = theirs.interpolate_pos_encoding(weights, 24, 40)
+    (expected,) = torch.autograd.grad((wide * weights).sum(), theirs.position_embeddings)
+    assert difference(table.detach(), wide) < TOLERANCE and difference(gradient, expected) < TOLERANCE
 
 
 # Planted faults
@@ -214,7 +348,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViT, torch.nn.Module
     """Our model and theirs, of one checkpoint whose linears in block 2 are square."""
     folder = tmp_path_factory.mktemp("pair")
     hugging_face(9, **small(num_hidden_layers=3, intermediate_size=48)).save_pretrained(folder)
-    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, True)
+    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, "ViTForImageClassification")
 
 
 @pytest.mark.parametrize("fault", [None, *FAULTS])
@@ -238,6 +372,35 @@ def test_verify_is_of_the_layers_order_not_of_the_worst_error(pair: tuple[ViT, t
     assert verify.first_divergence(verify.compare_models(ours, theirs, pixels(ours.config))).name == "block 0"
 
 
+# The same for DeiT, whose embedding and logits are other code.
+DEIT_FAULTS = {
+    "distillation token": (change("distillation_token", first_by_a_hundredth), "embeddings"),
+    "class token": (change("class_token", first_by_a_hundredth), "embeddings"),
+    "first two positions swapped": (change("position_embedding", lambda t: t[:, [1, 0, *range(2, t.shape[1])]]), "embeddings"),
+    "patches' positions shifted": (change("position_embedding", lambda t: t.roll(1, 1)), "embeddings"),
+    "class token's classifier": (change("classifier.bias", first_by_a_hundredth), "logits"),
+    "distillation token's classifier": (change("distillation_classifier.bias", first_by_a_hundredth), "logits"),
+}
+
+
+@pytest.fixture(scope="module")
+def deit_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[ViT, torch.nn.Module]:
+    folder = tmp_path_factory.mktemp("deit")
+    hugging_face(10, **small(family="DeiT", teacher=True)).save_pretrained(folder)
+    return ViT.from_pretrained(folder), verify.load_hugging_face(folder, "DeiTForImageClassificationWithTeacher")
+
+
+@pytest.mark.parametrize("fault", [None, *DEIT_FAULTS])
+def test_verify_names_the_layer_of_a_fault_in_deit(deit_pair: tuple[ViT, torch.nn.Module], fault: str | None) -> None:
+    ours, theirs = copy.deepcopy(deit_pair)
+    plant, layer = DEIT_FAULTS.get(fault, (lambda model: None, None))
+    with torch.no_grad():
+        plant(ours)
+    rows = verify.compare_models(ours, theirs, pixels(ours.config))
+    found = verify.first_divergence(rows)
+    assert (found.name if found else None) == layer, verify.format_table(rows)
+
+
 # The model itself
 
 
@@ -246,8 +409,9 @@ def model(pair: tuple[ViT, torch.nn.Module]) -> ViT:
     return pair[0]
 
 
-def test_every_gradient_is_hugging_faces(pair: tuple[ViT, torch.nn.Module], tmp_path: Path) -> None:
-    ours, theirs = copy.deepcopy(pair)
+@pytest.mark.parametrize("which", ["pair", "deit_pair"])
+def test_every_gradient_is_hugging_faces(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    ours, theirs = copy.deepcopy(request.getfixturevalue(which))
     theirs = theirs.cpu().double()
     x = pixels(ours.config).requires_grad_()
     wide = x.detach().cpu().double().requires_grad_()
@@ -332,6 +496,22 @@ def test_what_is_not_there_yet_is_refused(model: ViT) -> None:
     training = ViT(ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, hidden_dropout_prob=0.1)).train()
     with pytest.raises(NotImplementedError, match="dropout"):
         training(torch.zeros(1, 3, 224, 224))
+
+
+def test_a_second_classifier_needs_a_deit_and_a_first_one() -> None:
+    for model_type, classifier in (("vit", True), ("deit", False)):
+        with pytest.raises(ValueError, match="distillation_classifier needs"):
+            ViT(ViTConfig(8, 1, 2, 8, model_type=model_type), classifier=classifier, distillation_classifier=True)
+    with pytest.raises(ValueError, match='model_type is \'swin\'; "vit" and "deit"'):
+        ViTConfig(model_type="swin")
+
+
+@torch.inference_mode()
+def test_a_whole_model_compiles(deit_pair: tuple[ViT, torch.nn.Module]) -> None:
+    torch._dynamo.reset()
+    model, pixel_values = deit_pair[0], pixels(deit_pair[0].config)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert difference(compiled(pixel_values), model(pixel_values).cpu()) < 1e-5
 
 
 def test_a_graph_needs_a_gpu_and_gives_the_same(model: ViT) -> None:

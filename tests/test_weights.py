@@ -22,6 +22,10 @@ KINDS = {
     "no QKV bias": (small(qkv_bias=False, image_size=(24, 40), num_channels=1), transformers.ViTForImageClassification),
     "pooler": (small(classifier=False, pooler=True, pooler_output_size=11), transformers.ViTModel),
     "encoder": (small(classifier=False, hidden_act="relu", layer_norm_eps=1e-6), transformers.ViTModel),
+    "DeiT": (small(family="DeiT", qkv_bias=False), transformers.DeiTForImageClassification),
+    "DeiT, two classifiers": (small(family="DeiT", teacher=True), transformers.DeiTForImageClassificationWithTeacher),
+    "DeiT, pooler": (small(family="DeiT", classifier=False, pooler=True), transformers.DeiTModel),
+    "DeiT, encoder": (small(family="DeiT", classifier=False), transformers.DeiTModel),
 }
 
 
@@ -67,7 +71,7 @@ def test_ours_to_hugging_face(kind: str, tmp_path: Path) -> None:
     theirs = hugging_face(3, **options)
     theirs.save_pretrained(tmp_path / "theirs")
     ViT.from_pretrained(tmp_path / "theirs").save_pretrained(tmp_path / "ours")
-    extra = {} if reader is transformers.ViTForImageClassification else {"add_pooling_layer": options.get("pooler", False)}
+    extra = {"add_pooling_layer": options.get("pooler", False)} if options.get("classifier") is False else {}
     back, report = reader.from_pretrained(tmp_path / "ours", output_loading_info=True, **extra)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert same_state(theirs, back.eval())
@@ -77,7 +81,7 @@ def test_ours_to_hugging_face(kind: str, tmp_path: Path) -> None:
     told = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "theirs")]
     shared = ViTConfig.__dataclass_fields__.keys() & told[1].keys()
     assert len(shared) > 12 and {name: told[0][name] for name in shared} == {name: told[1][name] for name in shared}
-    assert back.config.id2label == theirs.config.id2label
+    assert back.config.id2label == theirs.config.id2label and told[0]["architectures"] == told[1]["architectures"]
     assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(load_file(tmp_path / "theirs" / "model.safetensors"))
 
 
@@ -114,10 +118,11 @@ def test_the_newer_names_load_equally(kind: str, tmp_path: Path) -> None:
     assert same_state(ViT.from_pretrained(tmp_path), expected)
 
 
-def test_an_encoder_with_or_without_its_prefix(tmp_path: Path) -> None:
-    hugging_face(6, **KINDS["pooler"][0]).save_pretrained(tmp_path)
+@pytest.mark.parametrize(("kind", "prefix"), [("pooler", "vit."), ("DeiT, pooler", "deit.")])
+def test_an_encoder_with_or_without_its_prefix(tmp_path: Path, kind: str, prefix: str) -> None:
+    hugging_face(6, **KINDS[kind][0]).save_pretrained(tmp_path)
     expected = ViT.from_pretrained(tmp_path)
-    change_tensors(tmp_path, lambda tensors: {f"vit.{name}": tensor for name, tensor in tensors.items()})
+    change_tensors(tmp_path, lambda tensors: {prefix + name: tensor for name, tensor in tensors.items()})
     assert same_state(ViT.from_pretrained(tmp_path), expected)
 
 
@@ -191,6 +196,41 @@ def test_every_misfit_is_listed_by_name(folder: Path) -> None:
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "embeddings.distillation_token", "cls_classifier.weight", "cls_classifier.bias", "distillation_classifier.weight",
+        "distillation_classifier.bias",
+    ],
+)  # fmt: skip
+def test_what_a_deit_lacks_is_listed_by_name(tmp_path: Path, name: str) -> None:
+    hugging_face(7, **KINDS["DeiT, two classifiers"][0]).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: {n: tensor for n, tensor in tensors.items() if n.removeprefix("deit.") != name})
+    with pytest.raises(CheckpointError, match=rf"missing: {re.escape(name)}$"):
+        ViT.from_pretrained(tmp_path)
+
+
+def test_a_vit_and_a_deit_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    hugging_face(7, **KINDS["DeiT, two classifiers"][0]).save_pretrained(tmp_path)
+    change_config(tmp_path, model_type="vit")
+    with pytest.raises(CheckpointError, match=r"not expected: cls_classifier\.bias, .*deit\."):
+        ViT.from_pretrained(tmp_path)
+
+
+def test_a_classifier_beside_two_others_is_refused(tmp_path: Path) -> None:
+    hugging_face(7, **KINDS["DeiT, two classifiers"][0]).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors | {"classifier.weight": torch.zeros(25, 48)})
+    with pytest.raises(CheckpointError, match=r"not expected: classifier\.weight$"):
+        ViT.from_pretrained(tmp_path)
+
+
+def test_both_classifiers_have_to_have_the_labels(tmp_path: Path) -> None:
+    hugging_face(7, **KINDS["DeiT, two classifiers"][0]).save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors | {"distillation_classifier.weight": torch.zeros(2, 48)})
+    with pytest.raises(CheckpointError, match=r"distillation_classifier\.weight has 2 rows and config\.json 25 labels"):
+        ViT.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("name", sorted(set(small()) - {"num_labels", "num_attention_heads", "num_hidden_layers"}))
 def test_a_configuration_of_another_size_does_not_fit(folder: Path, name: str) -> None:
     change_config(folder, **{name: 2 * small()[name]})
@@ -230,8 +270,8 @@ def test_labels_have_to_be_the_classifiers(folder: Path) -> None:
         ({"hidden_size": "large"}, "does not describe a ViT"),
         ({"id2label": ["a", "b"]}, "does not describe a ViT"),
         ({"image_size": [32]}, "does not describe a ViT"),
-        ({"model_type": "deit"}, '"deit"'),
-        ({"model_type": None}, '"vit" is accepted'),
+        ({"model_type": "swin"}, '"swin"'),
+        ({"model_type": None}, '"vit" or "deit" is accepted'),
     ],
     ids=str,
 )

@@ -102,7 +102,8 @@ def preprocess(images: Sequence[Image.Image], folder: str | Path) -> torch.Tenso
 
     folder: a checkpoint's; `weights.resolve` gives it for a hub id. How to resize and normalize is read from its
     preprocessor_config.json. A checkpoint without that file gets ViT's default: resized (bilinear, aspect ratio not kept)
-    to the configuration's image_size, and scaled to -1 ... 1, a mean and standard deviation of 0.5.
+    to the configuration's image_size, and scaled to -1 ... 1, a mean and standard deviation of 0.5. A DeiT gets DeiT's:
+    resized (bicubic) to 256/224 of it, its middle cut out, and ImageNet's mean and standard deviation.
 
     Raises ValueError for no images, and weights.CheckpointError for files that cannot be read or that contradict each other.
     """
@@ -136,11 +137,16 @@ def preprocess(images: Sequence[Image.Image], folder: str | Path) -> torch.Tenso
 
 
 def _processor(folder: Path, config):
-    # Not transformers' default image processor, which needs torchvision. Imported only here: it takes seconds.
+    # Not transformers' default image processors, which need torchvision. Imported only here: it takes seconds.
+    from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+    processor = DeiTImageProcessorPil if config.model_type == "deit" else ViTImageProcessorPil
     if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
-        return ViTImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        return processor.from_pretrained(folder, local_files_only=True)
     height, width = config.image_shape
+    if config.model_type == "deit":
+        resized = {"height": round(height * 256 / 224), "width": round(width * 256 / 224)}
+        return processor(size=resized, crop_size={"height": height, "width": width})
     half = [0.5] * config.num_channels
-    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
+    return processor(size={"height": height, "width": width}, image_mean=half, image_std=half)

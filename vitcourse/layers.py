@@ -68,10 +68,22 @@ class SelfAttention(nn.Module):
 
     def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, tokens, hidden_size) to the same."""
-        packed = self.qkv(input).unflatten(-1, (3, self.heads, -1))  # (batch, tokens, 3, heads, head_size)
-        query, key, value = packed.permute(2, 0, 3, 1, 4)  # views: (batch, heads, tokens, head_size)
-        attended = kernels.scaled_dot_product_attention(query, key, value)
+        attended = kernels.scaled_dot_product_attention(*self.heads_of(input))
         return self.output(attended.transpose(1, 2).flatten(2), residual)
+
+    def heads_of(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(batch, tokens, hidden_size) to queries, keys and values, each (batch, heads, tokens, head_size)."""
+        packed = self.qkv(input).unflatten(-1, (3, self.heads, -1))  # (batch, tokens, 3, heads, head_size)
+        return packed.permute(2, 0, 3, 1, 4).unbind()  # views
+
+    def weights(self, input: torch.Tensor) -> torch.Tensor:
+        """(batch, tokens, hidden_size) to the probabilities of the softmax: (batch, heads, tokens, tokens).
+
+        The attention kernel never writes them, so they are computed here beside it.
+        """
+        query, key, _ = self.heads_of(input)
+        scores = kernels.bmm(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), scale=query.shape[-1] ** -0.5)
+        return kernels.softmax(scores, -1).view(*query.shape[:3], key.shape[2])
 
 
 class MLP(nn.Module):

@@ -1,4 +1,4 @@
-"""Layer-by-layer parity with Hugging Face: both models run on one input, hooks keep every layer's output.
+"""Layer-by-layer parity with Hugging Face: both models run on one input, and every layer's output is kept.
 
 Three runs: ours and Hugging Face's in the type asked for, and Hugging Face's in float64, which stands for the truth. An
 error is a distance from the truth, ||output - truth|| / ||truth||. Ours may be at most twice the largest that Hugging Face
@@ -17,7 +17,7 @@ from torch import nn
 
 from . import runtime
 from .vit import ViT
-from .weights import resolve
+from .weights import architecture, resolve
 
 #: The floor of the tolerance, in units of the type's eps (2^-23, 2^-10 and 2^-7 for float32, float16 and bfloat16).
 FLOOR = 8
@@ -40,49 +40,45 @@ class Row:
         return self.error <= self.tolerance  # false for a NaN, too
 
 
-def _outputs(model: nn.Module, layers: dict[str, nn.Module], pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Run `model` and return the output of every module in `layers`."""
-    kept: dict[str, torch.Tensor] = {}
+def _our_outputs(model: ViT, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Every layer's output, by its name, in order."""
+    with torch.inference_mode():
+        out = model(pixel_values, output_hidden_states=True)
+    outputs = {f"block {index - 1}" if index else "embeddings": state for index, state in enumerate(out.hidden_states)}
+    outputs["norm"] = out.last_hidden_state
+    return outputs | ({} if out.logits is None else {"logits": out.logits})
+
+
+def _their_outputs(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same of Hugging Face's model, kept by hooks."""
+    outputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable:
         def hook(_module: nn.Module, _inputs: tuple, output: torch.Tensor | tuple) -> None:
-            kept[name] = (output[0] if isinstance(output, tuple) else output).detach()
+            outputs[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
+    base = model.base_model
+    layers = {f"block {index}": layer for index, layer in enumerate(base.layers)}
+    layers = {"embeddings": base.embeddings, **layers, "norm": base.layernorm}
     handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
     try:
         with torch.inference_mode():
-            model(pixel_values)
+            result = model(pixel_values)
     finally:
         for handle in handles:
             handle.remove()
-    return kept
+    return outputs | ({"logits": result.logits} if "logits" in result else {})
 
 
-def _our_layers(model: ViT) -> dict[str, nn.Module]:
-    layers = {"embeddings": model.patch_embedding}
-    layers |= {f"block {index}": block for index, block in enumerate(model.blocks)}
-    layers["norm"] = model.norm
-    return layers | ({"logits": model.classifier} if model.classifier is not None else {})
-
-
-def _their_layers(model: nn.Module) -> dict[str, nn.Module]:
-    base = getattr(model, "vit", model)
-    layers = {"embeddings": base.embeddings}
-    layers |= {f"block {index}": layer for index, layer in enumerate(base.layers)}
-    layers["norm"] = base.layernorm
-    return layers | ({"logits": model.classifier} if hasattr(model, "classifier") else {})
-
-
-def load_hugging_face(folder: Path, classifier: bool) -> nn.Module:
-    """Hugging Face's own model of a checkpoint folder, in float32 on the CPU, in eval mode."""
+def load_hugging_face(folder: Path, architecture: str) -> nn.Module:
+    """Hugging Face's own model of a checkpoint folder, of its class `architecture`, in float32 on the CPU, in eval mode."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    kind = transformers.ViTForImageClassification if classifier else transformers.ViTModel
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+    return getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor) -> list[Row]:
@@ -91,11 +87,11 @@ def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor) -> 
     pixel_values: (batch, channels, height, width) in our model's type, on its device.
     """
     dtype, device = pixel_values.dtype, pixel_values.device
-    our_outputs = _outputs(ours, _our_layers(ours), pixel_values)
+    our_outputs = _our_outputs(ours, pixel_values)
     theirs = theirs.to(device, dtype)
-    peer_outputs = _outputs(theirs, _their_layers(theirs), pixel_values)
+    peer_outputs = _their_outputs(theirs, pixel_values)
     theirs = theirs.double()
-    truths = _outputs(theirs, _their_layers(theirs), pixel_values.double())
+    truths = _their_outputs(theirs, pixel_values.double())
     rows: list[Row] = []
     largest = 0.0  # of Hugging Face's errors so far
     for name, truth in truths.items():
@@ -118,7 +114,7 @@ def compare(
     if pixel_values is None:
         shape = (2, ours.config.num_channels, *ours.config.image_shape)
         pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    theirs = load_hugging_face(folder, ours.classifier is not None)
+    theirs = load_hugging_face(folder, architecture(ours))
     return compare_models(ours, theirs, pixel_values.to(runtime.DEVICE, dtype))
 
 

@@ -1,8 +1,13 @@
-"""The Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) on this package's kernels."""
+"""The Vision Transformer (Dosovitskiy et al., arXiv 2010.11929) on this package's kernels.
 
+And DeiT (Touvron et al., arXiv 2012.12877), which is the same with a second token before the patches.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +21,10 @@ ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "ge
 
 @dataclass
 class ViTConfig:
-    """The shape of a ViT, with Hugging Face's field names and defaults: ViT-B/16 at 224 x 224 pixels."""
+    """The shape of a ViT, with Hugging Face's field names and defaults: ViT-B/16 at 224 x 224 pixels.
+
+    model_type: "vit", or "deit" for a distillation token beside the class token.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -35,6 +43,7 @@ class ViTConfig:
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
+    model_type: str = "vit"
 
     def __post_init__(self):
         self.image_size = tuple(self.image_size) if isinstance(self.image_size, list) else self.image_size
@@ -50,6 +59,8 @@ class ViTConfig:
             raise ValueError(
                 f"ViTConfig: hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+        if self.model_type not in ("vit", "deit"):
+            raise ValueError(f'ViTConfig: model_type is {self.model_type!r}; "vit" and "deit" are accepted')
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"ViTConfig: hidden_act is {self.hidden_act!r}; accepted: {', '.join(ACTIVATIONS)}")
         if self.pooler_act != "tanh":
@@ -68,9 +79,14 @@ class ViTConfig:
         return (self.patch_size, self.patch_size) if isinstance(self.patch_size, int) else self.patch_size
 
     @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token, and in DeiT the distillation token."""
+        return 2 if self.model_type == "deit" else 1
+
+    @property
     def tokens(self) -> int:
-        """The class token and one token a patch: 197 for ViT-B/16."""
-        return 1 + (self.image_shape[0] // self.patch_shape[0]) * (self.image_shape[1] // self.patch_shape[1])
+        """The prefix and one token a patch: 197 for ViT-B/16."""
+        return self.prefix_tokens + (self.image_shape[0] // self.patch_shape[0]) * (self.image_shape[1] // self.patch_shape[1])
 
     @property
     def num_labels(self) -> int:
@@ -84,22 +100,37 @@ class ViTConfig:
 
     def to_dict(self) -> dict:
         """For a `config.json` that Hugging Face's transformers reads back."""
-        return {"model_type": "vit", **asdict(self), "label2id": {label: index for index, label in self.id2label.items()}}
+        return {**asdict(self), "label2id": {label: index for index, label in self.id2label.items()}}
+
+
+class ViTOutput(NamedTuple):
+    """What `ViT` returns where more than its result was asked for. None for what was not asked for or is not there."""
+
+    logits: torch.Tensor | None  #: (batch, num_labels), with a classifier
+    last_hidden_state: torch.Tensor  #: (batch, tokens, hidden_size), after the final layer norm
+    hidden_states: tuple[torch.Tensor, ...] | None  #: the embedding's, then each block's output, before the final layer norm
+    attentions: tuple[torch.Tensor, ...] | None  #: each block's probabilities, (batch, heads, tokens, tokens)
 
 
 class ViT(nn.Module):
     """A Vision Transformer: patches to tokens, a stack of blocks, a final layer norm, and a head where there is one.
 
     classifier: end in a linear layer on the class token, `config.num_labels` wide.
+    distillation_classifier: end in the mean of that and of a second one on the distillation token, which only DeiT has.
     pooler: carry Hugging Face's pooler, a linear layer and a tanh on the class token, for `pool`.
     """
 
-    def __init__(self, config: ViTConfig, *, classifier: bool = True, pooler: bool = False):
+    def __init__(
+        self, config: ViTConfig, *, classifier: bool = True, pooler: bool = False, distillation_classifier: bool = False
+    ):
         super().__init__()
+        if distillation_classifier and not (classifier and config.model_type == "deit"):
+            raise ValueError('ViT: distillation_classifier needs model_type "deit" and a classifier beside it')
         self.config = config
         hidden = config.hidden_size
         self.patch_embedding = PatchEmbedding(config.num_channels, hidden, config.patch_shape)
         self.class_token = nn.Parameter(torch.zeros(1, 1, hidden))
+        self.distillation_token = nn.Parameter(torch.zeros(1, 1, hidden)) if config.model_type == "deit" else None
         self.position_embedding = nn.Parameter(torch.zeros(1, config.tokens, hidden))
         self.blocks = nn.ModuleList(
             Block(
@@ -111,6 +142,7 @@ class ViT(nn.Module):
         self.norm = LayerNorm(hidden, config.layer_norm_eps)
         self.pooler = Linear(hidden, config.pooler_output_size) if pooler else None
         self.classifier = Linear(hidden, config.num_labels) if classifier else None
+        self.distillation_classifier = Linear(hidden, config.num_labels) if distillation_classifier else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -122,24 +154,79 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.class_token, std=std, a=-2 * std, b=2 * std)
-        nn.init.trunc_normal_(self.position_embedding, std=std, a=-2 * std, b=2 * std)
+        for embedding in (self.class_token, self.distillation_token, self.position_embedding):
+            if embedding is not None:
+                nn.init.trunc_normal_(embedding, std=std, a=-2 * std, b=2 * std)
 
-    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) to (batch, tokens, hidden_size): patches, class token, positions."""
-        expected = (self.config.num_channels, *self.config.image_shape)
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
-            accepted = "(batch, " + ", ".join(map(str, expected)) + ")"
-            raise ValueError(f"ViT: pixel_values is {tuple(pixel_values.shape)}; this model takes {accepted}")
-        return self.patch_embedding(pixel_values, self.class_token, self.position_embedding)
+    def embed(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """(batch, channels, height, width) to (batch, tokens, hidden_size): prefix, patches, positions."""
+        channels, image_shape = self.config.num_channels, self.config.image_shape
+        other_size = pixel_values.shape[2:] != image_shape and not interpolate_pos_encoding
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or other_size:
+            height, width = ("height", "width") if interpolate_pos_encoding else image_shape
+            raise ValueError(
+                f"ViT: pixel_values is {tuple(pixel_values.shape)}; this model takes (batch, {channels}, {height}, {width})"
+            )
+        positions = self.position_embedding
+        if interpolate_pos_encoding:
+            positions = self.interpolate_positions(*pixel_values.shape[2:])
+        if self.distillation_token is None:
+            return self.patch_embedding(pixel_values, self.class_token, positions)
+        # The kernel writes one token before the patches, and here are two.
+        prefix = torch.cat([self.class_token, self.distillation_token], dim=1) + positions[:, :2]
+        patches = self.patch_embedding(pixel_values, position_embedding=positions[:, 2:])
+        return torch.cat([prefix.expand(len(patches), -1, -1), patches], dim=1)
 
-    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size)."""
+    def interpolate_positions(self, height: int, width: int) -> torch.Tensor:
+        """The position embeddings for images of height x width pixels, as Hugging Face makes them: (1, tokens, hidden_size).
+
+        The patches' are a square picture of `hidden_size` channels, resized (bicubic, in float32) to the new grid. The
+        prefix's stay. Like Hugging Face, takes a grid that is not square for a square one of as many patches.
+
+        Raises ValueError for an image with no patch, and for a model whose patches' number is no square or whose patch_size
+        is not one number.
+        """
+        config = self.config
+        rows, columns = height // config.patch_shape[0], width // config.patch_shape[1]
+        if min(rows, columns) < 1:
+            raise ValueError(f"ViT: an image of {height} x {width} pixels holds no patch of {config.patch_shape}")
+        prefix, patch_positions = self.position_embedding.tensor_split([config.prefix_tokens], dim=1)
+        patches = patch_positions.shape[1]
+        if rows * columns == patches and height == width:
+            return self.position_embedding
+        side = math.isqrt(patches)
+        if side * side != patches or not isinstance(config.patch_size, int):
+            raise ValueError(
+                f"ViT: interpolate_pos_encoding takes a model with a square number of patches and one number as patch_size; "
+                f"this one has {patches} patches and patch_size {config.patch_size}"
+            )
+        picture = patch_positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        picture = nn.functional.interpolate(picture, (rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([prefix, picture.flatten(2).transpose(1, 2).to(prefix.dtype)], dim=1)
+
+    def forward_features(
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        interpolate_pos_encoding: bool = False,
+        hidden_states: list[torch.Tensor] | None = None,
+        attentions: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size).
+
+        hidden_states, attentions: lists to append to, what `ViTOutput` says of each.
+        """
         if self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0:
             raise NotImplementedError("ViT: this configuration asks for dropout in training, which is not there yet; call eval()")
-        x = self.embed(pixel_values)
+        x = self.embed(pixel_values, interpolate_pos_encoding)
         for block in self.blocks:
+            if hidden_states is not None:
+                hidden_states.append(x)
+            if attentions is not None:
+                attentions.append(block.attention.weights(block.norm1(x)))
             x = block(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
         return self.norm(x)
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -148,14 +235,42 @@ class ViT(nn.Module):
             raise ValueError("ViT: this model has no pooler")
         return torch.tanh(self.pooler(hidden_states[:, 0]))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, num_labels), or with no classifier the last hidden state (batch, tokens, hidden_size)."""
-        x = self.forward_features(pixel_values)
-        return x if self.classifier is None else self.classifier(x[:, 0])
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        interpolate_pos_encoding: bool = False,
+    ) -> torch.Tensor | ViTOutput:
+        """Logits (batch, num_labels), or with no classifier the last hidden state (batch, tokens, hidden_size).
+
+        output_hidden_states, output_attentions: return a `ViTOutput` with these, too. Attention maps are computed beside the
+        result, which does not change, and take tokens^2 numbers a head.
+        interpolate_pos_encoding: take images of any size, with the position embeddings resized to it.
+
+        Raises ValueError for pixel_values of another shape, and where `interpolate_positions` does.
+        """
+        hidden_states = [] if output_hidden_states else None
+        attentions = [] if output_attentions else None
+        x = self.forward_features(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            hidden_states=hidden_states,
+            attentions=attentions,
+        )
+        logits = None if self.classifier is None else self.classifier(x[:, 0])
+        if self.distillation_classifier is not None:
+            logits = (logits + self.distillation_classifier(x[:, 1])) / 2
+        if not (output_hidden_states or output_attentions):
+            return x if logits is None else logits
+        hidden_states = tuple(hidden_states) if output_hidden_states else None
+        attentions = tuple(attentions) if output_attentions else None
+        return ViTOutput(logits, x, hidden_states, attentions)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "ViT":
-        """A ViT with the weights of a Hugging Face folder or hub id, in float32 on `runtime.DEVICE`, in eval mode."""
+        """A ViT or DeiT with the weights of a Hugging Face folder or hub id, in float32 on `runtime.DEVICE`, in eval mode."""
         from . import weights
 
         return weights.load(name_or_path)

@@ -1,4 +1,4 @@
-"""Hugging Face ViT checkpoints in and out: safetensors only, both generations of names, every surplus or gap an error."""
+"""Hugging Face's ViT and DeiT checkpoints in and out: safetensors only, both generations of names, any misfit an error."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from .vit import ViT, ViTConfig
 # Our name to Hugging Face's name in files, where one tensor is one tensor. "N" is the layer's number.
 NAMES = {
     "class_token": "embeddings.cls_token",
+    "distillation_token": "embeddings.distillation_token",
     "position_embedding": "embeddings.position_embeddings",
     "patch_embedding.": "embeddings.patch_embeddings.projection.",
     "blocks.N.norm1.": "encoder.layer.N.layernorm_before.",
@@ -24,7 +25,11 @@ NAMES = {
     "norm.": "layernorm.",
     "pooler.": "pooler.dense.",
     "classifier.": "classifier.",
+    "distillation_classifier.": "distillation_classifier.",
 }
+
+# Theirs. The first stands alone; the other two, on the class and the distillation token, stand together.
+CLASSIFIERS = ("classifier.", "cls_classifier.", "distillation_classifier.")
 
 # Ours is the three of theirs stacked along the first dimension.
 QKV = "blocks.N.attention.qkv."
@@ -73,7 +78,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> dict:
-    """The folder's `config.json`, refused where it is missing, unreadable or not a ViT's."""
+    """The folder's `config.json`, refused where it is missing, unreadable or not a ViT's or DeiT's."""
     file = folder / "config.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -81,9 +86,9 @@ def read_config(folder: Path) -> dict:
         raise CheckpointError(f"{folder} has no config.json") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-    if not isinstance(values, dict) or values.get("model_type") != "vit":
+    if not isinstance(values, dict) or values.get("model_type") not in ("vit", "deit"):
         kind = values.get("model_type", "nothing") if isinstance(values, dict) else "nothing"
-        raise CheckpointError(f'{file} is not a ViT\'s: its model_type is "{kind}", and "vit" is accepted')
+        raise CheckpointError(f'{file} is not a ViT\'s: its model_type is "{kind}", and "vit" or "deit" is accepted')
     if "id2label" not in values:
         values["id2label"] = {index: f"LABEL_{index}" for index in range(values.get("num_labels", 2))}
     return values
@@ -119,9 +124,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _file_name(name: str) -> str:
-    """A tensor's name as the hub's files have it, without the "vit." of a model with a head."""
-    name = name.removeprefix("vit.")
+def _file_name(name: str, model_type: str) -> str:
+    """A tensor's name as the hub's files have it, without the "vit." or "deit." of a model with a head."""
+    name = name.removeprefix(f"{model_type}.")
     for pattern, replacement in NEWER_NAMES:
         renamed = re.sub(pattern, replacement, name)
         if renamed != name:
@@ -129,8 +134,10 @@ def _file_name(name: str) -> str:
     return name
 
 
-def _sources(name: str) -> tuple[str, ...]:
+def _sources(model: ViT, name: str) -> tuple[str, ...]:
     """The names, in files, of what makes up our tensor `name`: one, or three for the packed queries, keys and values."""
+    if name.startswith("classifier.") and model.distillation_classifier is not None:
+        return (f"cls_{name}",)
     layer = re.search(r"^blocks\.(\d+)\.", name)
     general = re.sub(r"^blocks\.\d+\.", "blocks.N.", name)
     if general.startswith(QKV):
@@ -152,17 +159,24 @@ def load(name_or_path: str | Path) -> ViT:
         config = ViTConfig.from_dict(values)
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a ViT that this package can build: {error}") from error
-    tensors = {_file_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    tensors = {_file_name(name, config.model_type): tensor for name, tensor in read_tensors(folder).items()}
+    alone, *beside = (f"{name}weight" in tensors for name in CLASSIFIERS)
+    two = config.model_type == "deit" and any(beside)
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
-        model = ViT(config, classifier="classifier.weight" in tensors, pooler="pooler.dense.weight" in tensors)
-    if model.classifier is not None and tensors["classifier.weight"].ndim == 2:
-        rows = tensors["classifier.weight"].shape[0]
-        if rows != config.num_labels:
-            raise CheckpointError(f"{folder}: classifier.weight has {rows} rows and config.json {config.num_labels} labels")
+        model = ViT(
+            config,
+            classifier=alone or two,
+            pooler="pooler.dense.weight" in tensors,
+            distillation_classifier=two,
+        )
+    for name in CLASSIFIERS:
+        weight = tensors.get(f"{name}weight")
+        if weight is not None and weight.ndim == 2 and len(weight) != config.num_labels:
+            raise CheckpointError(f"{folder}: {name}weight has {len(weight)} rows and config.json {config.num_labels} labels")
 
     missing, misshapen, state = [], [], {}
     for name, parameter in model.state_dict().items():
-        sources = _sources(name)
+        sources = _sources(model, name)
         absent = [source for source in sources if source not in tensors]
         missing += absent
         if absent:
@@ -172,7 +186,7 @@ def load(name_or_path: str | Path) -> ViT:
         misshapen += [f"{source} is {tuple(tensors[source].shape)} and should be {tuple(shape)}" for source in wrong]
         if not wrong:
             state[name] = torch.cat([tensors[source].float() for source in sources])
-    used = {source for name in model.state_dict() for source in _sources(name)}
+    used = {source for name in model.state_dict() for source in _sources(model, name)}
     surplus = sorted(set(tensors) - used)
     problems = [
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
@@ -189,20 +203,27 @@ def state_dict_for_files(model: ViT) -> dict[str, torch.Tensor]:
     """The model's tensors under the names that the hub's files use, queries, keys and values apart."""
     tensors = {}
     for name, tensor in model.state_dict().items():
-        sources = _sources(name)
+        sources = _sources(model, name)
         for source, part in zip(sources, tensor.chunk(len(sources))):
-            outside = model.classifier is None or source.startswith("classifier.")
-            tensors[source if outside else f"vit.{source}"] = part.detach().cpu().contiguous()
+            outside = model.classifier is None or source.startswith(CLASSIFIERS)
+            tensors[source if outside else f"{model.config.model_type}.{source}"] = part.detach().cpu().contiguous()
     return tensors
+
+
+def architecture(model: ViT) -> str:
+    """The name of transformers' class for this model."""
+    family = {"vit": "ViT", "deit": "DeiT"}[model.config.model_type]
+    if model.classifier is None:
+        return f"{family}Model"
+    return f"{family}ForImageClassification" + ("WithTeacher" if model.distillation_classifier is not None else "")
 
 
 def save(model: ViT, path: str | Path) -> None:
     """Write the folder that `load`, and Hugging Face's transformers, read. Each file is written whole or not at all."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    architecture = "ViTModel" if model.classifier is None else "ViTForImageClassification"
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    config = {"architectures": [architecture], "dtype": dtype, **model.config.to_dict()}
+    config = {"architectures": [architecture(model)], "dtype": dtype, **model.config.to_dict()}
     scratch = folder / "model.safetensors.part", folder / "config.json.part"
     try:
         save_file(state_dict_for_files(model), scratch[0], metadata={"format": "pt"})
