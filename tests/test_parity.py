@@ -332,16 +332,3 @@ def test_what_is_not_there_yet_is_refused(model: ViT) -> None:
     training = ViT(ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, hidden_dropout_prob=0.1)).train()
     with pytest.raises(NotImplementedError, match="dropout"):
         training(torch.zeros(1, 3, 224, 224))
-
-
-def test_a_graph_needs_a_gpu_and_gives_the_same(model: ViT) -> None:
-    pixel_values = pixels(model.config)
-    if runtime.DEVICE.type != "cuda":
-        with pytest.raises(RuntimeError, match="needs a CUDA GPU"):
-            model.graphed(pixel_values)
-        return
-    replay = model.graphed(torch.zeros_like(pixel_values))
-    with torch.inference_mode():
-        assert torch.equal(replay(pixel_values), model(pixel_values))
-        with pytest.raises(ValueError, match="recorded for"):
-            replay(pixel_values[:1])
