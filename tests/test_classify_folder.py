@@ -73,7 +73,7 @@ def check(rows: list[dict[str, str]], folder: Path, names: list[str], top: int) 
         for pair in best(probabilities(model, preprocess([load_image(folder / name)], checkpoint))[0], model.config.id2label, top)
     ]
     assert [row["label"] for row in rows] == [label for label, _ in expected]
-    # On a GPU the script runs in half precision.
+    # On a GPU the script runs in half precision if not told otherwise, in which small probabilities may change places.
     tolerance = {"rel": 1e-4} if next(model.parameters()).device.type == "cpu" else {"abs": 0.05}
     assert [float(row["probability"]) for row in rows] == pytest.approx([share for _, share in expected], **tolerance)
 
@@ -96,7 +96,7 @@ def test_a_folder_becomes_a_table(run, folder: Path, tmp_path: Path) -> None:
 
 def test_top_three_and_recursive(run, folder: Path, tmp_path: Path) -> None:
     (folder / "3.png").unlink()
-    status, out, err = run(folder, "--top", "3", "--recursive")
+    status, out, err = run(folder, "--top", "3", "--recursive", "--dtype", "float32")
     assert status == 0 and out.startswith("7 of 7 ") and "error" not in err
     check(table(tmp_path / "results.csv"), folder, sorted([*READABLE, "more/7.png"]), top=3)
 
@@ -134,16 +134,21 @@ def test_a_table_that_exists_is_kept(run, folder: Path, tmp_path: Path) -> None:
     assert run(folder, "--force")[0] == 1 and len(table(file)) == 6
 
 
-def test_what_was_done_before_a_stop_is_kept(script, run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_there_as_soon_as_they_are_known(
+    script, run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
     def stop(file: Path) -> Image.Image:
         if file.name == "4.jpg":
+            seen.extend(table(tmp_path / "results.csv"))  # while the script still has the file open
             raise KeyboardInterrupt
         return load_image(file)
 
     monkeypatch.setattr(script, "load_image", stop)
     with pytest.raises(KeyboardInterrupt):
         run(folder, "--batch-size", "2")
-    assert [row["file"] for row in table(tmp_path / "results.csv")] == READABLE[:2]
+    assert seen == table(tmp_path / "results.csv") and [row["file"] for row in seen] == READABLE[:2]
 
 
 @pytest.mark.parametrize("case", ["missing", "a file", "empty", "no images", "no model"])
@@ -182,9 +187,9 @@ def test_a_name_that_is_no_text_comes_back_as_it_was(run, folder: Path, tmp_path
 
 
 def test_as_a_program_from_another_folder(folder: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "pictures/more", "--top", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, str(SCRIPT), "pictures/more"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "1 of 1 images classified: results.csv\n"), done.stderr
-    check(table(tmp_path / "results.csv"), folder / "more", ["7.png"], top=2)
+    check(table(tmp_path / "results.csv"), folder / "more", ["7.png"], top=1)
     told = subprocess.run([*command, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=100).stdout
     assert "exit status" in told and "rank" in told and "as results come" in told

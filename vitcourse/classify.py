@@ -78,6 +78,7 @@ def readable(paths: Sequence[str | Path], failures: list[str]) -> Iterator[tuple
 
 
 def positive(text: str) -> int:
+    """For argparse: `text` as a whole number from 1 up. Raises ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)
