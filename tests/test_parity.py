@@ -512,16 +512,3 @@ def test_a_whole_model_compiles(deit_pair: tuple[ViT, torch.nn.Module]) -> None:
     model, pixel_values = deit_pair[0], pixels(deit_pair[0].config)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert difference(compiled(pixel_values), model(pixel_values).cpu()) < 1e-5
-
-
-def test_a_graph_needs_a_gpu_and_gives_the_same(model: ViT) -> None:
-    pixel_values = pixels(model.config)
-    if runtime.DEVICE.type != "cuda":
-        with pytest.raises(RuntimeError, match="needs a CUDA GPU"):
-            model.graphed(pixel_values)
-        return
-    replay = model.graphed(torch.zeros_like(pixel_values))
-    with torch.inference_mode():
-        assert torch.equal(replay(pixel_values), model(pixel_values))
-        with pytest.raises(ValueError, match="recorded for"):
-            replay(pixel_values[:1])

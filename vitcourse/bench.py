@@ -86,7 +86,7 @@ def prepare(model: nn.Module, how: str, pixel_values: torch.Tensor) -> Callable[
         with torch.cuda.graph(graph):
             output = model(static)
 
-        def replay() -> object:  # as ViT.graphed does: the input is copied in
+        def replay() -> object:  # as ViT.graphed does, the input is copied in; the output is not copied out, which it does too
             static.copy_(pixel_values)
             graph.replay()
             return output

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,14 +23,18 @@ def choose_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def probabilities(model: torch.nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+def probabilities(
+    model: torch.nn.Module, pixel_values: torch.Tensor, forward: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
     """The model's softmax over its labels, in float32 on the CPU: (batch, num_labels), from (batch, channels, height, width).
+
+    forward: what is called in the model's place, such as `model.graphed(example)`.
 
     Raises ValueError where the model's output is not finite, as float16 can overflow.
     """
     parameter = next(model.parameters())
     with torch.inference_mode():
-        logits = model(pixel_values.to(parameter.device, parameter.dtype)).float().cpu()
+        logits = (forward or model)(pixel_values.to(parameter.device, parameter.dtype)).float().cpu()
     if not logits.isfinite().all():
         raise ValueError(f"the model's output is not finite in {str(parameter.dtype).removeprefix('torch.')}; try float32")
     return logits.softmax(-1)
@@ -73,7 +77,8 @@ def readable(paths: Sequence[str | Path], failures: list[str]) -> Iterator[tuple
             failures.append(str(error))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """For argparse: `text` as a whole number from 1 up. Raises ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
     return int(text)
@@ -84,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default=DEFAULT_MODEL, help="a Hugging Face id or a folder (default: the embedded digits model)"
     )
-    parser.add_argument("--top", type=_positive, default=5, help="labels to print for each picture (default: 5)")
-    parser.add_argument("--batch-size", type=_positive, default=16, help="pictures to a forward pass (default: 16)")
+    parser.add_argument("--top", type=positive, default=5, help="labels to print for each picture (default: 5)")
+    parser.add_argument("--batch-size", type=positive, default=16, help="pictures to a forward pass (default: 16)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
 
 

@@ -281,34 +281,54 @@ class ViT(nn.Module):
 
         weights.save(self, path)
 
-    def graphed(self, pixel_values: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        """This model as one CUDA graph for inputs shaped and typed like `pixel_values`: one launch a forward pass.
+    def graphed(self, pixel_values: torch.Tensor, *more: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """This model's call, with a CUDA graph for each of the examples given: one launch a forward pass.
 
-        The function it returns copies its argument into the graph's input and returns the graph's output, which the
-        next call overwrites. Needs a CUDA GPU.
+        The function returned takes `pixel_values` and returns what the model returns, in a new tensor. An input with the shape,
+        type and device of an example is copied into that example's graph, which is replayed. The model itself runs
+        for any other input, in training mode, under autocast, and where gradients are recorded (so call it in
+        torch.inference_mode() or torch.no_grad()). With no CUDA GPU it always does.
+
+        A graph reads the weights where they lay when it was recorded. What is written there is seen: an optimizer's step,
+        load_state_dict. After `.to(...)` or load_state_dict(assign=True) they lie elsewhere, and the model itself runs; a single
+        layer or parameter that is replaced goes unnoticed. Call `graphed` again after either. The float32 precision that is
+        set when a graph is recorded stays its own. Calls share a graph's memory: make them from one stream at a time.
+
+        Raises ValueError in training mode: call eval() first.
         """
+        if self.training:
+            raise ValueError("ViT.graphed: the model is in training mode; call eval() first")
         if runtime.DEVICE.type != "cuda":
-            raise RuntimeError("ViT.graphed needs a CUDA GPU; this process runs kernels in Triton's interpreter")
-        with torch.inference_mode():
-            static = pixel_values.clone()
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):  # compile, choose configurations and fill caches before the capture
-                self(static)
-                self(static)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                output = self(static)
+            return lambda pixel_values: self(pixel_values)
+        graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
+        # Kept, so that a graph never reads memory that has gone to something else, and no new weights can have this address.
+        weights = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        pool, side = None, torch.cuda.Stream()
+        # Tensors made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
+            for example in (pixel_values, *more):
+                static = example.clone()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):  # compile, choose configurations and fill caches before the capture
+                    self(static)
+                    self(static)
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool):
+                    output = self(static)
+                # One pool for all: a replay may overwrite another graph's output, of which the caller has a copy by then.
+                pool = graph.pool()
+                graphs[example.shape, example.dtype, example.device] = graph, static, output
 
-        def replay(pixel_values: torch.Tensor) -> torch.Tensor:
-            if pixel_values.shape != static.shape or pixel_values.dtype != static.dtype:
-                raise ValueError(
-                    f"graphed ViT: pixel_values is {tuple(pixel_values.shape)} {pixel_values.dtype}; "
-                    f"it was recorded for {tuple(static.shape)} {static.dtype}"
-                )
+        def call(pixel_values: torch.Tensor) -> torch.Tensor:
+            plain = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda")
+            moved = self.class_token.data_ptr() != weights["class_token"].data_ptr()
+            recorded = graphs.get((pixel_values.shape, pixel_values.dtype, pixel_values.device))
+            if plain or moved or recorded is None:
+                return self(pixel_values)
+            graph, static, output = recorded
             static.copy_(pixel_values)
             graph.replay()
-            return output
+            return output.clone()
 
-        return replay
+        return call
