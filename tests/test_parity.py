@@ -490,6 +490,22 @@ def test_a_state_dict_round_trip(model: ViT, tmp_path: Path) -> None:
     assert torch.equal(other(pixel_values), model(pixel_values))
 
 
+def test_logits_alone_need_little_of_the_last_block(model: ViT, deit_pair: tuple[ViT, torch.nn.Module]) -> None:
+    """And come out as they do where every token is computed, gradients too."""
+    for vit in (model, deit_pair[0]):
+        shapes: list[torch.Size] = []
+        hook = vit.blocks[-1].register_forward_hook(lambda _module, _inputs, output, kept=shapes: kept.append(output.shape))
+        pixel_values = pixels(vit.config).requires_grad_()
+        logits = vit(pixel_values)
+        whole = vit(pixel_values, output_hidden_states=True)
+        hook.remove()
+        assert [shape[1] for shape in shapes] == [vit.config.prefix_tokens, vit.config.tokens]
+        assert difference(logits, whole.logits.cpu()) < 1e-5
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(runtime.DEVICE)
+        ours, theirs = (torch.autograd.grad((y * weights).sum(), pixel_values)[0] for y in (logits, whole.logits))
+        assert difference(ours, theirs.cpu()) < 1e-5
+
+
 def test_what_is_not_there_yet_is_refused(model: ViT) -> None:
     with pytest.raises(ValueError, match="no pooler"):
         model.pool(torch.zeros(1, 17, 48))

@@ -66,9 +66,10 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
         self.output = Linear(hidden_size, hidden_size)
 
-    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """(batch, tokens, hidden_size) to the same."""
-        attended = kernels.scaled_dot_product_attention(*self.heads_of(input))
+    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None, first: int | None = None) -> torch.Tensor:
+        """(batch, tokens, hidden_size) to the same, or to (batch, first, hidden_size): the first tokens, which see them all."""
+        query, key, value = self.heads_of(input)
+        attended = kernels.scaled_dot_product_attention(query[:, :, :first], key, value)
         return self.output(attended.transpose(1, 2).flatten(2), residual)
 
     def heads_of(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,6 +109,7 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(hidden_size, eps)
         self.mlp = MLP(hidden_size, intermediate_size, activation)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.attention(self.norm1(x), residual=x)
+    def forward(self, x: torch.Tensor, first: int | None = None) -> torch.Tensor:
+        """(batch, tokens, hidden_size) to the same, or to (batch, first, hidden_size), where only the first tokens are wanted."""
+        x = self.attention(self.norm1(x), x[:, :first], first)
         return self.mlp(self.norm2(x), residual=x)

@@ -211,23 +211,26 @@ class ViT(nn.Module):
         interpolate_pos_encoding: bool = False,
         hidden_states: list[torch.Tensor] | None = None,
         attentions: list[torch.Tensor] | None = None,
+        first: int | None = None,
     ) -> torch.Tensor:
         """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size).
 
         hidden_states, attentions: lists to append to, what `ViTOutput` says of each.
+        first: only so many of the last hidden state's tokens, (batch, first, hidden_size). The last block then computes keys and
+        values of all tokens and nothing else of the others.
         """
         if self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0:
             raise NotImplementedError("ViT: this configuration asks for dropout in training, which is not there yet; call eval()")
         x = self.embed(pixel_values, interpolate_pos_encoding)
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             if hidden_states is not None:
                 hidden_states.append(x)
             if attentions is not None:
                 attentions.append(block.attention.weights(block.norm1(x)))
-            x = block(x)
+            x = block(x, first if index == len(self.blocks) - 1 else None)
         if hidden_states is not None:
             hidden_states.append(x)
-        return self.norm(x)
+        return self.norm(x[:, :first])
 
     def pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hugging Face's `pooler_output`, (batch, pooler_output_size), from what `forward_features` returns."""
@@ -245,6 +248,7 @@ class ViT(nn.Module):
     ) -> torch.Tensor | ViTOutput:
         """Logits (batch, num_labels), or with no classifier the last hidden state (batch, tokens, hidden_size).
 
+        For logits alone, the last block computes no more than they need (`first` in `forward_features`); a hook on it sees that.
         output_hidden_states, output_attentions: return a `ViTOutput` with these, too. Attention maps are computed beside the
         result, which does not change, and take tokens^2 numbers a head.
         interpolate_pos_encoding: take images of any size, with the position embeddings resized to it.
@@ -253,17 +257,21 @@ class ViT(nn.Module):
         """
         hidden_states = [] if output_hidden_states else None
         attentions = [] if output_attentions else None
+        only_logits = self.classifier is not None and not (output_hidden_states or output_attentions)
         x = self.forward_features(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
             hidden_states=hidden_states,
             attentions=attentions,
+            first=self.config.prefix_tokens if only_logits else None,
         )
         logits = None if self.classifier is None else self.classifier(x[:, 0])
         if self.distillation_classifier is not None:
             logits = (logits + self.distillation_classifier(x[:, 1])) / 2
+        if only_logits:
+            return logits
         if not (output_hidden_states or output_attentions):
-            return x if logits is None else logits
+            return x
         hidden_states = tuple(hidden_states) if output_hidden_states else None
         attentions = tuple(attentions) if output_attentions else None
         return ViTOutput(logits, x, hidden_states, attentions)
