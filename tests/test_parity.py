@@ -290,6 +290,14 @@ def test_interpolation_takes_any_size_but_not_any_shape(model: ViT) -> None:
         assert str(shape) in str(caught.value) and "(batch, 3, height, width)" in str(caught.value)
 
 
+@torch.inference_mode()
+def test_interpolation_in_another_type(model: ViT, dtype: torch.dtype) -> None:
+    pixel_values = torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(2)).to(runtime.DEVICE)
+    out = copy.deepcopy(model).to(dtype)(pixel_values.to(dtype), interpolate_pos_encoding=True)
+    assert out.dtype == dtype
+    assert difference(out, model(pixel_values, interpolate_pos_encoding=True).cpu()) < 20 * torch.finfo(dtype).eps
+
+
 def test_positions_learn_through_the_interpolation(pair: tuple[ViT, torch.nn.Module]) -> None:
     ours, theirs = pair[0], copy.deepcopy(pair[1]).cpu().double().vit.embeddings
     weights = torch.linspace(1, 2, 16 * 48).view(1, 16, 48)

@@ -197,7 +197,7 @@ class ViT(nn.Module):
         side = math.isqrt(patches)
         if side * side != patches or not isinstance(config.patch_size, int):
             raise ValueError(
-                f"ViT: interpolate_pos_encoding takes a model with a square number of patches and one number as patch_size; "
+                "ViT: interpolate_pos_encoding takes a model with a square number of patches and one number as patch_size; "
                 f"this one has {patches} patches and patch_size {config.patch_size}"
             )
         picture = patch_positions.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
@@ -215,7 +215,7 @@ class ViT(nn.Module):
     ) -> torch.Tensor:
         """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size).
 
-        hidden_states, attentions: lists to append to, what `ViTOutput` says of each.
+        interpolate_pos_encoding: as of `forward`. hidden_states, attentions: lists to append to, what `ViTOutput` says of each.
         first: only so many of the last hidden state's tokens, (batch, first, hidden_size). The last block then computes keys and
         values of all tokens and nothing else of the others.
         """
