@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")  # drawn to a PNG here and shown by IPython, whatever the notebook's own setting
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from .. import measure
@@ -391,6 +392,37 @@ def gpu(ceilings: measure.Ceilings) -> None:
         "An H200 from the outside in: 141 GB of device memory, a 60 MB L2 cache shared by 132 multiprocessors; in one "
         "multiprocessor four schedulers, each with 16,384 registers, 32 float32 lanes and a tensor core, and 256 KB of shared "
         "memory and L1 cache between them.",
+    )
+
+
+def attention_maps(images: np.ndarray, attentions: torch.Tensor) -> None:
+    """Images beside what the class token looks at: for each head, its weights on the patches, over the image.
+
+    images: (n, height, width), 0 to 255; attentions: (n, heads, tokens, tokens), of a model whose patches are a square grid.
+    """
+    n, heads, tokens, _ = attentions.shape
+    side = math.isqrt(tokens - 1)
+    maps = attentions[:, :, 0, 1:].float().reshape(n, heads, side, side).numpy()
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(heads + 1, n, figsize=(1.35 * n + 0.9, 1.35 * (heads + 1)), squeeze=False)
+        for row, line in enumerate(axes):
+            for image, weights, cell in zip(images, maps, line):
+                height, width = image.shape
+                cell.imshow(image, cmap="gray_r", vmin=0, vmax=255 if row == 0 else 600)  # pale under a shade
+                if row:
+                    over = weights[row - 1]
+                    for (i, j), share in np.ndenumerate(over / over.max()):
+                        place = (j * width / side - 0.5, i * height / side - 0.5)
+                        box = Rectangle(place, width / side, height / side, facecolor=ACCENT, alpha=0.75 * share, linewidth=0)
+                        cell.add_patch(box)
+                cell.set_xticks([])
+                cell.set_yticks([])
+            line[0].set_ylabel(f"head {row}" if row else "image", rotation=0, ha="right", va="center")
+    most = maps.reshape(n, heads, -1).max(-1).mean()
+    show(
+        figure,
+        f"{n} images, and for each of {heads} heads the weights of the class token on {side} x {side} patches as a shade over "
+        f"the image; the largest weight of a head is {most:.2f} on average, where equal weights would be {1 / (tokens - 1):.3f}.",
     )
 
 
