@@ -131,7 +131,7 @@ def test_every_figure_is_drawn_with_a_text(shown, tmp_path):
     figures.bandwidth([row(name, size, size / 1e3) for name in ("ours", "torch") for size in (4096, 2**20)], title="Copy")
     figures.speeds(measure.read("vit_forward", "NVIDIA H200"), batch=8)
     figures.curves([0.0, 1.0, 2.0], {"a line": [0.0, 1.0, 2.0], "a parabola": [0.0, 1.0, 4.0]}, "Two functions", log=True)
-    figures.attention_maps(np.full((3, 8, 8), 200), torch.eye(17).expand(3, 2, 17, 17))
+    figures.attention_maps(np.full((6, 8, 8), 200), torch.eye(17).expand(6, 2, 17, 17))
     assert len(shown) == 7 and "Marked: gelu" in shown[1][1]
     for data, alt in shown:
         (tmp_path / "figure.png").write_bytes(data)

@@ -411,7 +411,7 @@ def attention_maps(images: np.ndarray, attentions: torch.Tensor) -> None:
                 cell.imshow(image, cmap="gray_r", vmin=0, vmax=255 if row == 0 else 600)  # pale under a shade
                 if row:
                     over = weights[row - 1]
-                    for (i, j), share in np.ndenumerate(over / over.max()):
+                    for (i, j), share in np.ndenumerate(over / (over.max() or 1.0)):
                         place = (j * width / side - 0.5, i * height / side - 0.5)
                         box = Rectangle(place, width / side, height / side, facecolor=ACCENT, alpha=0.75 * share, linewidth=0)
                         cell.add_patch(box)
