@@ -21,6 +21,7 @@ import wrong_answers_08
 import wrong_answers_09
 import wrong_answers_10
 import wrong_answers_11
+import wrong_answers_14
 
 from vitcourse import runtime
 from vitcourse.teach import check, trace
@@ -44,6 +45,7 @@ BANKS = (
     wrong_answers_09,
     wrong_answers_10,
     wrong_answers_11,
+    wrong_answers_14,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
@@ -151,7 +153,8 @@ def test_the_second_pass_runs_on_the_gpu(change, pattern):
 
 
 def test_verdicts_do_not_depend_on_the_random_inputs():
-    for name in ("add3", "persistent_add", "tiles", "floor_us"):
+    names = ("add3", "persistent_add", "tiles", "floor_us", *wrong_answers_14.WRONG)
+    for name in names:
         for answer, _ in WRONG[name][:6]:
             assert len({repr(getattr(check, name)(answer)) for _ in range(3)}) == 1
 
@@ -278,6 +281,7 @@ import wrong_answers_08
 import wrong_answers_09
 import wrong_answers_10
 import wrong_answers_11
+import wrong_answers_14
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -293,7 +297,7 @@ for name, chosen in names.items():
 for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
     wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
-    wrong_answers_10, wrong_answers_11,
+    wrong_answers_10, wrong_answers_11, wrong_answers_14,
 ):
     for name, answers in more.WRONG.items():
         assert getattr(check, name)(more.RIGHT[name][0]).status == "right", name

@@ -22,6 +22,7 @@ from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
+from .lesson_14 import load_by_hand, our_name, read_safetensors, to_pixel_values
 
 __all__ = [
     "Verdict",
@@ -48,11 +49,13 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_cost",
+    "load_by_hand",
     "log_softmax",
     "matmul",
     "matmul_traffic",
     "merge",
     "merge_attention",
+    "our_name",
     "patch_embed",
     "patches",
     "persistent_add",
@@ -60,6 +63,7 @@ __all__ = [
     "pixel_offset",
     "plain_attention",
     "query_gradient",
+    "read_safetensors",
     "rms_norm",
     "silu",
     "silu_backward",
@@ -69,6 +73,7 @@ __all__ = [
     "sum_rows",
     "tile_of",
     "tiles",
+    "to_pixel_values",
     "weight_gradients",
     "wide_softmax",
 ]
