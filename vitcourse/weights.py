@@ -124,7 +124,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _file_name(name: str, model_type: str) -> str:
+def _file_name(name: str, model_type: str = "vit") -> str:
     """A tensor's name as the hub's files have it, without the "vit." or "deit." of a model with a head."""
     name = name.removeprefix(f"{model_type}.")
     for pattern, replacement in NEWER_NAMES:
@@ -134,9 +134,9 @@ def _file_name(name: str, model_type: str) -> str:
     return name
 
 
-def _sources(model: ViT, name: str) -> tuple[str, ...]:
+def _sources(name: str, two_classifiers: bool = False) -> tuple[str, ...]:
     """The names, in files, of what makes up our tensor `name`: one, or three for the packed queries, keys and values."""
-    if name.startswith("classifier.") and model.distillation_classifier is not None:
+    if name.startswith("classifier.") and two_classifiers:
         return (f"cls_{name}",)
     layer = re.search(r"^blocks\.(\d+)\.", name)
     general = re.sub(r"^blocks\.\d+\.", "blocks.N.", name)
@@ -176,7 +176,7 @@ def load(name_or_path: str | Path) -> ViT:
 
     missing, misshapen, state = [], [], {}
     for name, parameter in model.state_dict().items():
-        sources = _sources(model, name)
+        sources = _sources(name, two)
         absent = [source for source in sources if source not in tensors]
         missing += absent
         if absent:
@@ -186,7 +186,7 @@ def load(name_or_path: str | Path) -> ViT:
         misshapen += [f"{source} is {tuple(tensors[source].shape)} and should be {tuple(shape)}" for source in wrong]
         if not wrong:
             state[name] = torch.cat([tensors[source].float() for source in sources])
-    used = {source for name in model.state_dict() for source in _sources(model, name)}
+    used = {source for name in model.state_dict() for source in _sources(name, two)}
     surplus = sorted(set(tensors) - used)
     problems = [
         f"{kind}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
@@ -203,7 +203,7 @@ def state_dict_for_files(model: ViT) -> dict[str, torch.Tensor]:
     """The model's tensors under the names that the hub's files use, queries, keys and values apart."""
     tensors = {}
     for name, tensor in model.state_dict().items():
-        sources = _sources(model, name)
+        sources = _sources(name, model.distillation_classifier is not None)
         for source, part in zip(sources, tensor.chunk(len(sources))):
             outside = model.classifier is None or source.startswith(CLASSIFIERS)
             tensors[source if outside else f"{model.config.model_type}.{source}"] = part.detach().cpu().contiguous()
