@@ -22,6 +22,7 @@ from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
+from .lesson_13 import flops, parameters, resize_positions, vit
 
 __all__ = [
     "Verdict",
@@ -42,6 +43,7 @@ __all__ = [
     "dropout",
     "epilogue_bytes",
     "floor_us",
+    "flops",
     "gelu_tanh",
     "head_offset",
     "image_gradient",
@@ -53,6 +55,7 @@ __all__ = [
     "matmul_traffic",
     "merge",
     "merge_attention",
+    "parameters",
     "patch_embed",
     "patches",
     "persistent_add",
@@ -60,6 +63,7 @@ __all__ = [
     "pixel_offset",
     "plain_attention",
     "query_gradient",
+    "resize_positions",
     "rms_norm",
     "silu",
     "silu_backward",
@@ -69,6 +73,7 @@ __all__ = [
     "sum_rows",
     "tile_of",
     "tiles",
+    "vit",
     "weight_gradients",
     "wide_softmax",
 ]
