@@ -1,4 +1,4 @@
-"""What only a lesson needs: `check` for a reader's answers, `trace` of loads and stores, costs, timing, figures, planted faults."""
+"""What only a lesson needs: `check` for a reader's answers, `trace` of loads and stores, costs, timing, figures, faults."""
 
 import warnings
 

@@ -22,6 +22,7 @@ from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
+from .lesson_13 import flops, parameters, resize_positions, vit
 from .lesson_14 import load_by_hand, our_name, read_safetensors, to_pixel_values
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "dropout",
     "epilogue_bytes",
     "floor_us",
+    "flops",
     "gelu_tanh",
     "head_offset",
     "image_gradient",
@@ -56,6 +58,7 @@ __all__ = [
     "merge",
     "merge_attention",
     "our_name",
+    "parameters",
     "patch_embed",
     "patches",
     "persistent_add",
@@ -64,6 +67,7 @@ __all__ = [
     "plain_attention",
     "query_gradient",
     "read_safetensors",
+    "resize_positions",
     "rms_norm",
     "silu",
     "silu_backward",
@@ -74,6 +78,7 @@ __all__ = [
     "tile_of",
     "tiles",
     "to_pixel_values",
+    "vit",
     "weight_gradients",
     "wide_softmax",
 ]

@@ -23,6 +23,7 @@ magnitude in the reference, which is four roundings of it.
 """
 
 import ast
+import copy
 import inspect
 import linecache
 import math
@@ -90,7 +91,7 @@ NO_FUNCTION = Verdict(
 _OURS = (
     *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
     *tracing.LIBRARIES,
-    str(Path(__file__).parents[1]) + "/",
+    str(Path(__file__).parents[2]) + "/",
     "<frozen",
     "<string>",
 )
@@ -165,7 +166,7 @@ def judge_plain(
             label = f"{name}({', '.join(_show(argument) for argument in case)})"
             try:
                 with tracing.time_limit(SECONDS):
-                    result = function(*case)
+                    result = function(*copy.deepcopy(case))
                     if (result is None or result is ...) and index == 0:
                         raise NotAttempted
                     answers.append(normal(result))
