@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import wrong_answers_00
 import wrong_answers_01
@@ -24,7 +25,7 @@ import wrong_answers_11
 import wrong_answers_13
 import wrong_answers_14
 
-from vitcourse import runtime
+from vitcourse import runtime, weights
 from vitcourse.teach import check, trace
 from vitcourse.teach.check import judge
 
@@ -170,6 +171,13 @@ def test_a_check_leaves_nothing_behind():
     x = torch.randn(1000, device=runtime.DEVICE)
     if runtime.INTERPRETER or runtime.DEVICE.type == "cuda":
         assert torch.equal(wrong_answers_01.RIGHT["add"][0](x, x), x + x)
+
+
+def test_the_check_of_read_safetensors_gives_the_readers_back():
+    before = (wrong_answers_14.load_file, safetensors.safe_open, safetensors.torch.load_file, weights.safe_open)
+    for answer in (wrong_answers_14.RIGHT["read_safetensors"][0], *(answer for answer, _ in WRONG["read_safetensors"][:4])):
+        check.read_safetensors(answer)
+    assert before == (wrong_answers_14.load_file, safetensors.safe_open, safetensors.torch.load_file, weights.safe_open)
 
 
 def test_guards_notice_a_write_on_either_side():

@@ -412,7 +412,7 @@ class _Checkpoint:
             items.reverse()
         if self.order == "alphabetical":
             items.sort()
-        if self.order == "random":
+        if self.order == "shuffled":
             items = [items[index] for index in torch.randperm(len(items), generator=torch.Generator().manual_seed(14)).tolist()]
         return dict(items), config, state
 
@@ -433,11 +433,11 @@ _CHECKPOINTS = (
                 news="The file's tensors come in another order here: go by their names."),
     _Checkpoint("one layer, older names, the file in float16", dtype=torch.float16,
                 news="The file's tensors are in float16 here; the state dict is in float32."),
-    _Checkpoint('12 layers, newer names, "vit." before them, wide images, a random order',
+    _Checkpoint('12 layers, newer names, "vit." before them, wide images, a shuffled order',
                 "This model has 12 layers: numbers of two digits, and images that are not square.",
-                "newer", vit=True, layers=12, order="random", image=(3, 4, 6)),
-    _Checkpoint('12 layers, older names, "vit." before them, a pooler and a classifier, a random order, float16', "",
-                vit=True, pooler=True, layers=12, order="random", dtype=torch.float16),
+                "newer", vit=True, layers=12, order="shuffled", image=(3, 4, 6)),
+    _Checkpoint('12 layers, older names, "vit." before them, a pooler and a classifier, a shuffled order, float16', "",
+                vit=True, pooler=True, layers=12, order="shuffled", dtype=torch.float16),
 )  # fmt: skip
 
 _PARTS = ("query", "key", "value")
@@ -1087,7 +1087,7 @@ def read_safetensors(function: Callable) -> Verdict:
         ("a header of more than 65,536 bytes", {"x": randn(3)}, {"notes": "." * 66_000}, None,
          "The header is long here: all 8 bytes of its length count."),
         ("names that are not ASCII", {"größe": randn(3), "重み": randn(2)}, {}, None,
-         "Names are UTF-8, where a letter may have several bytes: count the header's bytes, not its characters."),
+         "Names are UTF-8, where a letter may have several bytes: decode them as that, and count bytes, not characters."),
     ]  # fmt: skip
     called: list[str] = []
 
