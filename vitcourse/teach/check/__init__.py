@@ -22,6 +22,7 @@ from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
+from .lesson_15 import faults, first_divergence, layer_outputs, relative_error
 
 __all__ = [
     "Verdict",
@@ -41,11 +42,14 @@ __all__ = [
     "cross_entropy_gradient",
     "dropout",
     "epilogue_bytes",
+    "faults",
+    "first_divergence",
     "floor_us",
     "gelu_tanh",
     "head_offset",
     "image_gradient",
     "layer_norm",
+    "layer_outputs",
     "linear",
     "linear_cost",
     "log_softmax",
@@ -60,6 +64,7 @@ __all__ = [
     "pixel_offset",
     "plain_attention",
     "query_gradient",
+    "relative_error",
     "rms_norm",
     "silu",
     "silu_backward",
