@@ -24,10 +24,12 @@ import wrong_answers_10
 import wrong_answers_11
 import wrong_answers_13
 import wrong_answers_14
+import wrong_answers_15
 
 from vitcourse import runtime, weights
-from vitcourse.teach import check, trace
+from vitcourse.teach import check, faults, trace
 from vitcourse.teach.check import judge
+from vitcourse.vit import ViT, ViTConfig
 
 # ruff: isort: split
 import triton
@@ -49,9 +51,12 @@ BANKS = (
     wrong_answers_11,
     wrong_answers_13,
     wrong_answers_14,
+    wrong_answers_15,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
+#: A check that is given what the reader found, and no function.
+OF_VALUES = {"faults"}
 HERE = Path(__file__).parent
 
 
@@ -94,11 +99,42 @@ def _raising(*arguments):
 STUBS = [None, ..., lambda *arguments: None, lambda *arguments: ..., _raising]
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", sorted(set(RIGHT) - OF_VALUES))
 @pytest.mark.parametrize("stub", STUBS)
 def test_a_stub_is_not_attempted(name, stub):
     verdict = getattr(check, name)(stub)
     assert verdict.status == "not attempted" and repr(verdict).startswith("Not attempted yet.")
+
+
+@pytest.mark.parametrize("found", [None, ..., {}, dict.fromkeys(range(1, 9)), {1: ..., 2: ""}])
+def test_faults_that_nobody_looked_for_are_not_attempted(found):
+    verdict = check.faults(found)
+    assert verdict.status == "not attempted" and repr(verdict).startswith("Not attempted yet.")
+
+
+def test_faults_that_were_found_so_far_are_told():
+    places = wrong_answers_15.PLACES
+    verdict = check.faults({**dict.fromkeys(places), 1: places[1], 5: places[5]})
+    assert verdict.status == "unfinished" and not verdict
+    text = " ".join(repr(verdict).split())
+    assert text.startswith("Not finished yet. Right so far: 1, 5. Fault 2 has no place yet. Hint: Compare faults.plant(2, model)")
+    assert check.faults({8: places[8]}).status == "unfinished"
+    assert not set(places.values()) - {places[8]} & set(text.split())
+    right = repr(check.faults(places))
+    assert all(faults.describe(number) in " ".join(right.split()) for number in places)
+
+
+def test_the_place_of_a_fault_goes_by_the_model():
+    config = ViTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=7, intermediate_size=8, image_size=16)
+    model = ViT(config)
+    places = {number: faults.place(number, model) for number in wrong_answers_15.PLACES}
+    assert check.faults(places, model) and not check.faults(wrong_answers_15.PLACES, model) and not check.faults(places)
+
+
+def test_a_global_hook_or_gradients_switched_off_do_not_outlive_the_check():
+    for answer in (wrong_answers_15.hooks_on_all_modules, wrong_answers_15.gradients_switched_off):
+        assert not check.layer_outputs(answer)
+        assert torch.is_grad_enabled() and not torch.nn.modules.module._global_forward_hooks
 
 
 def test_an_empty_kernel_is_not_attempted():
@@ -115,7 +151,7 @@ def test_a_keyboard_interrupt_passes_through():
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    for name in RIGHT:
+    for name in set(RIGHT) - OF_VALUES:
         with pytest.raises(KeyboardInterrupt):
             getattr(check, name)(interrupted)
 
@@ -156,8 +192,8 @@ def test_the_second_pass_runs_on_the_gpu(change, pattern):
 
 
 def test_verdicts_do_not_depend_on_the_random_inputs():
-    names = ("add3", "persistent_add", "tiles", "floor_us", "parameters", "flops", "resize_positions", *wrong_answers_14.WRONG)
-    for name in names:
+    several = ("parameters", "flops", "resize_positions", "relative_error", "first_divergence", "layer_outputs")
+    for name in ("add3", "persistent_add", "tiles", "floor_us", *several, *wrong_answers_14.WRONG):
         for answer, _ in WRONG[name][:6]:
             assert len({repr(getattr(check, name)(answer)) for _ in range(3)}) == 1
 
@@ -293,6 +329,7 @@ import wrong_answers_10
 import wrong_answers_11
 import wrong_answers_13
 import wrong_answers_14
+import wrong_answers_15
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -308,7 +345,7 @@ for name, chosen in names.items():
 for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
     wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
-    wrong_answers_10, wrong_answers_11, wrong_answers_13, wrong_answers_14,
+    wrong_answers_10, wrong_answers_11, wrong_answers_13, wrong_answers_14, wrong_answers_15,
 ):
     for name, answers in more.WRONG.items():
         if name == "vit":  # its answers call this package's kernels, and those run where the process runs kernels

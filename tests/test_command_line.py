@@ -160,6 +160,11 @@ def test_a_deit_is_classified_with_and_verified(run, digits: list[str], tmp_path
     assert status == 0 and "All 4 layers agree with Hugging Face." in out
 
 
+def test_verify_by_parts(run) -> None:
+    status, out, _ = run("verify", "--parts")
+    assert status == 0 and "All 17 layers agree with Hugging Face." in out and "blocks.1.attention.qkv" in out
+
+
 def test_classify_in_float16(run, digits: list[str]) -> None:
     status, out, _ = run("classify", digits[2], "--dtype", "float16")
     assert status == 0 and results(out)[digits[2]][0][1] == Path(digits[2]).stem[-1]

@@ -8,7 +8,8 @@ programs that add the same numbers in another order differ by about that much.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,35 +41,71 @@ class Row:
         return self.error <= self.tolerance  # false for a NaN, too
 
 
-def _our_outputs(model: ViT, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Every layer's output, by its name, in order."""
-    with torch.inference_mode():
+#: A block's parts in the order in which they run: their rows' names, and where the two models have them: a module whose output
+#: it is, or with "> " one whose input it is. "" is the block. Ours add the residual within a part, Hugging Face after it.
+PARTS = {
+    "norm1": ("norm1", ["layernorm_before"]),
+    "attention.qkv": ("attention.qkv", ["attention.q_proj", "attention.k_proj", "attention.v_proj"]),
+    "attention.attended": ("> attention.output", ["> attention.o_proj"]),
+    "attention": ("attention", ["> layernorm_after"]),
+    "norm2": ("norm2", ["layernorm_after"]),
+    "mlp.fc1": ("mlp.fc1", ["> mlp.fc2"]),
+    "mlp": ("mlp", [""]),
+}
+
+
+@contextmanager
+def _kept(layers: dict[str, list[tuple[nn.Module, str]]]) -> Iterator[dict[str, torch.Tensor]]:
+    """A dictionary that fills while a model runs in the block: what the places of each layer give, joined, by its name."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, place: str) -> Callable:
+        def hook(_module: nn.Module, inputs: tuple, output: torch.Tensor | tuple | None = None) -> None:
+            values = inputs if place.startswith("> ") else output
+            value = values[0] if isinstance(values, tuple) else values
+            outputs[name] = torch.cat([outputs[name], value], -1) if name in outputs else value
+
+        return hook
+
+    handles = []
+    try:
+        for name, places in layers.items():
+            for module, place in places:
+                module = module.get_submodule(place.removeprefix("> "))
+                register = module.register_forward_pre_hook if place.startswith("> ") else module.register_forward_hook
+                handles.append(register(keep(name, place)))
+        with torch.inference_mode():
+            yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _our_outputs(model: ViT, pixel_values: torch.Tensor, parts: bool) -> dict[str, torch.Tensor]:
+    """Every layer's output, by its name; with `parts` those of the blocks' parts, too."""
+    layers = {
+        f"blocks.{index}.{part}": [(block, place)]
+        for index, block in enumerate(model.blocks)
+        for part, (place, _) in (PARTS if parts else {}).items()
+    }
+    with _kept(layers) as outputs:
         out = model(pixel_values, output_hidden_states=True)
-    outputs = {f"block {index - 1}" if index else "embeddings": state for index, state in enumerate(out.hidden_states)}
+    outputs |= {f"block {index - 1}" if index else "embeddings": state for index, state in enumerate(out.hidden_states)}
     outputs["norm"] = out.last_hidden_state
     return outputs | ({} if out.logits is None else {"logits": out.logits})
 
 
-def _their_outputs(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same of Hugging Face's model, kept by hooks."""
-    outputs: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Callable:
-        def hook(_module: nn.Module, _inputs: tuple, output: torch.Tensor | tuple) -> None:
-            outputs[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
+def _their_outputs(model: nn.Module, pixel_values: torch.Tensor, parts: bool) -> dict[str, torch.Tensor]:
+    """The same of Hugging Face's model, in order; with `parts` those of the blocks' parts in the blocks' place."""
     base = model.base_model
-    layers = {f"block {index}": layer for index, layer in enumerate(base.layers)}
-    layers = {"embeddings": base.embeddings, **layers, "norm": base.layernorm}
-    handles = [module.register_forward_hook(keep(name)) for name, module in layers.items()]
-    try:
-        with torch.inference_mode():
-            result = model(pixel_values)
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = {"embeddings": [(base.embeddings, "")]}
+    for index, layer in enumerate(base.layers):
+        if parts:
+            layers |= {f"blocks.{index}.{part}": [(layer, place) for place in places] for part, (_, places) in PARTS.items()}
+        else:
+            layers[f"block {index}"] = [(layer, "")]
+    with _kept({**layers, "norm": [(base.layernorm, "")]}) as outputs:
+        result = model(pixel_values)
     return outputs | ({"logits": result.logits} if "logits" in result else {})
 
 
@@ -81,17 +118,18 @@ def load_hugging_face(folder: Path, architecture: str) -> nn.Module:
     return getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor) -> list[Row]:
+def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor, parts: bool = False) -> list[Row]:
     """Compare two loaded models, ours as it is and theirs moved to our device and type; one row a layer, in order.
 
     pixel_values: (batch, channels, height, width) in our model's type, on its device.
+    parts: in place of a row for each block, one for each of its parts, such as "blocks.1.attention.qkv".
     """
     dtype, device = pixel_values.dtype, pixel_values.device
-    our_outputs = _our_outputs(ours, pixel_values)
+    our_outputs = _our_outputs(ours, pixel_values, parts)
     theirs = theirs.to(device, dtype)
-    peer_outputs = _their_outputs(theirs, pixel_values)
+    peer_outputs = _their_outputs(theirs, pixel_values, parts)
     theirs = theirs.double()
-    truths = _their_outputs(theirs, pixel_values.double())
+    truths = _their_outputs(theirs, pixel_values.double(), parts)
     rows: list[Row] = []
     largest = 0.0  # of Hugging Face's errors so far
     for name, truth in truths.items():
@@ -106,16 +144,23 @@ def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor) -> 
 
 
 def compare(
-    name_or_path: str | Path, pixel_values: torch.Tensor | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
+    name_or_path: str | Path,
+    pixel_values: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    parts: bool = False,
 ) -> list[Row]:
-    """Compare both models of one checkpoint, a folder or hub id, on `pixel_values` or on random ones drawn from `seed`."""
+    """Compare both models of one checkpoint, a folder or hub id, on `pixel_values` or on random ones drawn from `seed`.
+
+    parts: as in `compare_models`.
+    """
     folder = resolve(name_or_path)
     ours = ViT.from_pretrained(folder).to(dtype)
     if pixel_values is None:
         shape = (2, ours.config.num_channels, *ours.config.image_shape)
         pixel_values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     theirs = load_hugging_face(folder, architecture(ours))
-    return compare_models(ours, theirs, pixel_values.to(runtime.DEVICE, dtype))
+    return compare_models(ours, theirs, pixel_values.to(runtime.DEVICE, dtype), parts)
 
 
 def first_divergence(rows: list[Row]) -> Row | None:
@@ -126,12 +171,13 @@ def first_divergence(rows: list[Row]) -> Row | None:
 def format_table(rows: list[Row]) -> str:
     """The rows as text, with a closing line that says whether they agree or where they first do not."""
     numbers = f"{'max error':>9} {'rel. error':>10} {'HF itself':>9} {'tolerance':>9}"
-    lines = [f"{'layer':<11} {'shape':<16} {numbers}      why this tolerance"]
+    width = max([11, *(len(row.name) for row in rows)])
+    lines = [f"{'layer':<{width}} {'shape':<16} {numbers}      why this tolerance"]
     for row in rows:
         verdict = "ok" if row.ok else "OFF"
         shape = "x".join(map(str, row.shape))
         numbers = f"{row.max_error:9.1e} {row.error:10.1e} {row.peer_error:9.1e} {row.tolerance:9.1e}"
-        lines.append(f"{row.name:<11} {shape:<16} {numbers}  {verdict:<3} {row.reason}")
+        lines.append(f"{row.name:<{width}} {shape:<16} {numbers}  {verdict:<3} {row.reason}")
     diverged = first_divergence(rows)
     if diverged is None:
         lines.append(f"All {len(rows)} layers agree with Hugging Face.")
@@ -148,6 +194,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image", help="compare on this picture instead of on random pixels")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--parts", action="store_true", help="a row for each part of a block, not for the whole of it")
     parser.add_argument("--seed", type=int, default=0, help="of the random pixels")
 
 
@@ -162,6 +209,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         pixel_values = preprocess([load_image(arguments.image)], resolve(arguments.model))
     print(f"Truth: Hugging Face in float64. Ours: {arguments.dtype} on {runtime.describe()}.")
-    rows = compare(arguments.model, pixel_values, dtype, arguments.seed)
+    rows = compare(arguments.model, pixel_values, dtype, arguments.seed, arguments.parts)
     print(format_table(rows))
     return 0 if first_divergence(rows) is None else 1

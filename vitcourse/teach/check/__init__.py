@@ -24,6 +24,7 @@ from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
 from .lesson_13 import flops, parameters, resize_positions, vit
 from .lesson_14 import load_by_hand, our_name, read_safetensors, to_pixel_values
+from .lesson_15 import faults, first_divergence, layer_outputs, relative_error
 
 __all__ = [
     "Verdict",
@@ -43,12 +44,15 @@ __all__ = [
     "cross_entropy_gradient",
     "dropout",
     "epilogue_bytes",
+    "faults",
+    "first_divergence",
     "floor_us",
     "flops",
     "gelu_tanh",
     "head_offset",
     "image_gradient",
     "layer_norm",
+    "layer_outputs",
     "linear",
     "linear_cost",
     "load_by_hand",
@@ -67,6 +71,7 @@ __all__ = [
     "plain_attention",
     "query_gradient",
     "read_safetensors",
+    "relative_error",
     "resize_positions",
     "rms_norm",
     "silu",

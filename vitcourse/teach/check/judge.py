@@ -52,14 +52,23 @@ GUARD = 4096
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """What a check says. status: "not attempted", "right" or "wrong". True in a condition where it is right."""
+    """What a check says. status: "not attempted", "unfinished", "right" or "wrong". True in a condition where it is right.
+
+    Unfinished is what has several answers, where some are there and all of them are right.
+    """
 
     status: str
     message: str
     hint: str = ""
 
     def __repr__(self) -> str:
-        opening = {"not attempted": "Not attempted yet.", "right": "Right.", "wrong": "Wrong."}[self.status]
+        openings = {
+            "not attempted": "Not attempted yet.",
+            "unfinished": "Not finished yet.",
+            "right": "Right.",
+            "wrong": "Wrong.",
+        }
+        opening = openings[self.status]
         text = f"{opening} {self.message}" + (f"\nHint: {self.hint}" if self.hint else "")
         # As wide as a notebook's page; a line of code stays as it is.
         lines = [line if "`" in line else textwrap.fill(line, 96, break_long_words=False) for line in text.splitlines()]
@@ -186,7 +195,10 @@ def judge_plain(
             except (Exception, SystemExit) as error:
                 raise Wrong(f"Smallest failing case: {label}.\n{_describe(error)}", _exception_hint(error)) from None
             if failing is None and not _same(answers[-1], reference(*case)):
-                failing = f"Smallest failing case: {label}.\nExpected {_show(reference(*case))}, got {_show(answers[-1])}."
+                expected, got = (_show(value) for value in (reference(*case), answers[-1]))
+                if expected == got:  # numbers that differ further on
+                    expected, got = (_show(value, 10) for value in (reference(*case), answers[-1]))
+                failing = f"Smallest failing case: {label}.\nExpected {expected}, got {got}."
     except NotAttempted:
         return NOT_ATTEMPTED
     except Wrong as wrong:
@@ -202,19 +214,21 @@ def judge_plain(
     return Verdict("wrong", failing, fallback)
 
 
-def _show(value: Any) -> str:
+def _show(value: Any, digits: int = 6) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, (tuple, list)) and len(value) > 8:
-        return f"{len(value)} of them, starting {_show(list(value[:3]))}"
+        return f"{len(value)} of them, starting {_show(list(value[:3]), digits)}"
     if isinstance(value, tuple):
-        return "(" + ", ".join(_show(item) for item in value) + ")"
+        return "(" + ", ".join(_show(item, digits) for item in value) + ")"
     return repr(value)
 
 
 def _same(answer: Any, expected: Any) -> bool:
     if isinstance(expected, (tuple, list)):
         return len(answer) == len(expected) and all(_same(a, e) for a, e in zip(answer, expected))
+    if any(value is None or isinstance(value, str) for value in (answer, expected)):
+        return answer == expected
     return math.isclose(answer, expected, rel_tol=1e-9, abs_tol=0.0) or (math.isnan(answer) and math.isnan(expected))
 
 
