@@ -8,6 +8,7 @@ programs that add the same numbers in another order differ by about that much.
 """
 
 import argparse
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,14 +120,14 @@ def load_hugging_face(folder: Path, architecture: str) -> nn.Module:
 
 
 def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor, parts: bool = False) -> list[Row]:
-    """Compare two loaded models, ours as it is and theirs moved to our device and type; one row a layer, in order.
+    """Compare two loaded models, ours as it is and a copy of theirs on our device and in our type; one row a layer, in order.
 
     pixel_values: (batch, channels, height, width) in our model's type, on its device.
     parts: in place of a row for each block, one for each of its parts, such as "blocks.1.attention.qkv".
     """
     dtype, device = pixel_values.dtype, pixel_values.device
     our_outputs = _our_outputs(ours, pixel_values, parts)
-    theirs = theirs.to(device, dtype)
+    theirs = copy.deepcopy(theirs).to(device, dtype)  # the caller's keeps its digits
     peer_outputs = _their_outputs(theirs, pixel_values, parts)
     theirs = theirs.double()
     truths = _their_outputs(theirs, pixel_values.double(), parts)

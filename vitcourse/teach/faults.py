@@ -31,8 +31,11 @@ def _transposed_projection(model: ViT, block: layers.Block) -> None:
     weight.copy_(weight.T.clone())
 
 
-def _scale_of_all_heads(self: layers.SelfAttention, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-    attended = kernels.scaled_dot_product_attention(*self.heads_of(input), scale=input.shape[-1] ** -0.5)
+def _scale_of_all_heads(
+    self: layers.SelfAttention, input: torch.Tensor, residual: torch.Tensor | None = None, first: int | None = None
+) -> torch.Tensor:
+    query, key, value = self.heads_of(input)
+    attended = kernels.scaled_dot_product_attention(query[:, :, :first], key, value, scale=input.shape[-1] ** -0.5)
     return self.output(attended.transpose(1, 2).flatten(2), residual)
 
 
@@ -57,9 +60,11 @@ def _other_gelu(model: ViT, block: layers.Block) -> None:
     block.mlp.fc1.activation = "gelu_tanh"
 
 
-def _last_key_left_out(self: layers.SelfAttention, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+def _last_key_left_out(
+    self: layers.SelfAttention, input: torch.Tensor, residual: torch.Tensor | None = None, first: int | None = None
+) -> torch.Tensor:
     query, key, value = self.heads_of(input)
-    attended = kernels.scaled_dot_product_attention(query, key[:, :, :-1], value[:, :, :-1])
+    attended = kernels.scaled_dot_product_attention(query[:, :, :first], key[:, :, :-1], value[:, :, :-1])
     return self.output(attended.transpose(1, 2).flatten(2), residual)
 
 
