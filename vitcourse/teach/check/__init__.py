@@ -22,6 +22,7 @@ from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
+from .lesson_12 import block, block_traffic, parallel_block
 
 __all__ = [
     "Verdict",
@@ -36,6 +37,8 @@ __all__ = [
     "attention_traffic",
     "axpy",
     "bias_gelu",
+    "block",
+    "block_traffic",
     "bmm",
     "cross_entropy",
     "cross_entropy_gradient",
@@ -53,6 +56,7 @@ __all__ = [
     "matmul_traffic",
     "merge",
     "merge_attention",
+    "parallel_block",
     "patch_embed",
     "patches",
     "persistent_add",
