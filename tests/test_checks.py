@@ -22,11 +22,12 @@ import wrong_answers_08
 import wrong_answers_09
 import wrong_answers_10
 import wrong_answers_11
+import wrong_answers_12
 import wrong_answers_13
 import wrong_answers_14
 import wrong_answers_15
 
-from vitcourse import runtime, weights
+from vitcourse import kernels, layers, runtime, weights
 from vitcourse.teach import check, faults, trace
 from vitcourse.teach.check import judge
 from vitcourse.vit import ViT, ViTConfig
@@ -49,6 +50,7 @@ BANKS = (
     wrong_answers_09,
     wrong_answers_10,
     wrong_answers_11,
+    wrong_answers_12,
     wrong_answers_13,
     wrong_answers_14,
     wrong_answers_15,
@@ -192,8 +194,8 @@ def test_the_second_pass_runs_on_the_gpu(change, pattern):
 
 
 def test_verdicts_do_not_depend_on_the_random_inputs():
-    several = ("parameters", "flops", "resize_positions", "relative_error", "first_divergence", "layer_outputs")
-    for name in ("add3", "persistent_add", "tiles", "floor_us", *several, *wrong_answers_14.WRONG):
+    several = ("parameters", "flops", "resize_positions", "relative_error", "first_divergence", "layer_outputs", "block")
+    for name in ("add3", "persistent_add", "tiles", "floor_us", "parallel_block", *several, *wrong_answers_14.WRONG):
         for answer, _ in WRONG[name][:6]:
             assert len({repr(getattr(check, name)(answer)) for _ in range(3)}) == 1
 
@@ -312,6 +314,46 @@ def test_what_does_not_end_is_stopped():
         trace.record(wrong_answers_01.launch(wrong_answers_01.endless), 1.0, x, x.clone(), accesses=100)
 
 
+@pytest.mark.skipif(not runtime.INTERPRETER and runtime.DEVICE.type != "cuda", reason="kernels do not run here")
+def test_launched_names_every_launch_in_order(monkeypatch):
+    block = layers.Block(12, 3, 20, "gelu", 1e-12, True).to(runtime.DEVICE)
+    x = torch.randn(2, 5, 12, device=runtime.DEVICE)
+    before = (triton.JITFunction.run, interpreter.InterpretedFunction.run, triton.runtime.Autotuner.run, runtime._fastest)
+    with torch.no_grad():
+        names = trace.launched(block, x)
+    one, linear, attention = "layer_norm_kernel", "linear_kernel", "attention_kernel"
+    names = [name.removeprefix("persistent_") for name in names]  # what a GPU may choose
+    assert names == [one, linear, attention, linear, one, linear, linear]
+
+    configs = [triton.Config({"BLOCK": 16}), triton.Config({"BLOCK": 32})]
+    tuned = triton.autotune(configs, key=[], do_bench=lambda call, quantiles: [call() or 1.0] * 3)(loop_kernel)
+    output = torch.empty_like(x)
+
+    def others():
+        wrong_answers_01.RIGHT["add"][0](x, x)  # a reader's
+        tuned[(1,)](x, output, x.numel())  # times its two configurations
+        kernels.gelu(x)
+        runtime._fastest([1, 2, 3], lambda config: kernels.gelu(x))
+
+    monkeypatch.setattr(runtime, "_fastest", lambda configs, launch: [launch(config) for config in configs])
+    assert trace.launched(others)[1:] == ["loop_kernel", "gelu_kernel"] and torch.equal(output, 2 * x)
+    monkeypatch.undo()
+    with pytest.raises(ZeroDivisionError):
+        trace.launched(lambda: 1 / 0)
+    assert trace.launched(lambda: x + x) == []
+    assert before == (
+        triton.JITFunction.run, interpreter.InterpretedFunction.run, triton.runtime.Autotuner.run, runtime._fastest
+    )  # fmt: skip
+
+
+def test_a_trace_of_the_packages_own_functions():
+    x, weight = torch.randn(5, 12), torch.randn(20, 12)
+    found = trace.record(kernels.linear, x, weight)
+    assert [launch.kernel for launch in found.launches] == ["linear_kernel"]
+    assert torch.allclose(found.result, x @ weight.T, atol=1e-5)
+    assert sys.modules["vitcourse.kernels.linear"].INTERPRETER == runtime.INTERPRETER
+
+
 # ---- With kernels that are compiled for a GPU, as in a process on a machine with one ----------------------------------------
 
 COMPILED = """
@@ -327,6 +369,7 @@ import wrong_answers_08
 import wrong_answers_09
 import wrong_answers_10
 import wrong_answers_11
+import wrong_answers_12
 import wrong_answers_13
 import wrong_answers_14
 import wrong_answers_15
@@ -345,7 +388,7 @@ for name, chosen in names.items():
 for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
     wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
-    wrong_answers_10, wrong_answers_11, wrong_answers_13, wrong_answers_14, wrong_answers_15,
+    wrong_answers_10, wrong_answers_11, wrong_answers_12, wrong_answers_13, wrong_answers_14, wrong_answers_15,
 ):
     for name, answers in more.WRONG.items():
         if name == "vit":  # its answers call this package's kernels, and those run where the process runs kernels

@@ -28,7 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import runtime  # first: it decides where kernels run before Triton is imported
+# First: runtime decides where kernels run before Triton is imported, and the kernels' modules keep what it says then, which
+# during `record` is not the truth.
+from .. import kernels, runtime
 
 # ruff: isort: split
 import triton
@@ -210,6 +212,57 @@ def record(function: Callable, *args: Any, seconds: float = 60.0, accesses: int 
                 raise ours from None
             raise
     return recorder.trace
+
+
+def launched(function: Callable, *args: Any, **kwargs: Any) -> list[str]:
+    """The names of the Triton kernels that `function(*args, **kwargs)` launches, in order, where they run otherwise too.
+
+    Unlike `record` it lets each run where it would, in the interpreter or on the GPU, and looks at nothing else. A search for
+    the fastest configuration, the package's or `@autotune`'s, counts as the one launch that it is for. PyTorch's own kernels
+    are not seen, nor what torch.compile makes or a CUDA graph replays.
+    """
+    names: list[str] = []
+    searches = 0
+
+    def counted(run: Callable, searching: bool) -> Callable:
+        def wrapper(kernel, *args, **kwargs):
+            nonlocal searches
+            if not searches and not kwargs.get("warmup"):
+                names.append(_innermost(kernel).__name__)
+            searches += searching
+            try:
+                return run(kernel, *args, **kwargs)
+            finally:
+                searches -= searching
+
+        return wrapper
+
+    def search(*args, **kwargs):
+        nonlocal searches
+        searches += 1
+        try:
+            return fastest(*args, **kwargs)
+        finally:
+            searches -= 1
+
+    before, fastest = {owner: owner.run for owner in _RUN}, runtime._fastest
+    try:
+        for owner, run in before.items():
+            owner.run = counted(run, owner is Autotuner)
+        runtime._fastest = search
+        function(*args, **kwargs)
+    finally:
+        for owner, run in before.items():
+            owner.run = run
+        runtime._fastest = fastest
+    return names
+
+
+def _innermost(kernel: Any) -> Callable:
+    """The Python function under a kernel's decorators."""
+    while hasattr(kernel, "fn"):
+        kernel = kernel.fn
+    return kernel
 
 
 @contextmanager
@@ -466,9 +519,14 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
     patch_lang_tensor = interpreter._patch_lang_tensor
     where = {"DEVICE": torch.device("cpu"), "INTERPRETER": True, "DTYPES": (torch.float32, torch.float16)}
     before = {name: getattr(runtime, name) for name in where}
+    # The package's launchers have a copy, by which they choose their blocks.
+    copies = [module for name, module in sys.modules.items() if name.startswith(f"{kernels.__name__}.")]
+    copies = [(module, module.INTERPRETER) for module in copies if hasattr(module, "INTERPRETER")]
     try:
         for name, value in where.items():
             setattr(runtime, name, value)
+        for module, _ in copies:
+            module.INTERPRETER = True
         JITFunction.run = InterpretedFunction.run = run
         Autotuner.run = run_first_configuration
         interpreter._patch_lang_tensor = patch_tensor
@@ -481,3 +539,5 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
             del InterpretedFunction.rewritten_fn[function]
         for name, value in before.items():
             setattr(runtime, name, value)
+        for module, value in copies:
+            module.INTERPRETER = value

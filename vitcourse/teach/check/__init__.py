@@ -22,6 +22,7 @@ from .lesson_08 import attention_traffic, bmm, head_offset, plain_attention
 from .lesson_09 import attention, merge_attention, query_gradient
 from .lesson_10 import image_gradient, patch_embed, patches, pixel_offset
 from .lesson_11 import cross_entropy, cross_entropy_gradient, dropout
+from .lesson_12 import block, block_traffic, parallel_block
 from .lesson_13 import flops, parameters, resize_positions, vit
 from .lesson_14 import load_by_hand, our_name, read_safetensors, to_pixel_values
 from .lesson_15 import faults, first_divergence, layer_outputs, relative_error
@@ -39,6 +40,8 @@ __all__ = [
     "attention_traffic",
     "axpy",
     "bias_gelu",
+    "block",
+    "block_traffic",
     "bmm",
     "cross_entropy",
     "cross_entropy_gradient",
@@ -62,6 +65,7 @@ __all__ = [
     "merge",
     "merge_attention",
     "our_name",
+    "parallel_block",
     "parameters",
     "patch_embed",
     "patches",

@@ -127,6 +127,8 @@ def _exception_hint(error: BaseException, device: str = "cpu") -> str:
     text = str(error)
     if isinstance(error, NameError):
         return "A name is used before it has a value: is it spelled as where it is defined, and was that cell run?"
+    if isinstance(error, KeyError):
+        return "A dictionary has no entry of this name: list() of it shows the names that it has."
     if "cuda" in text.lower() and device == "cpu":
         return "The check also calls your function on CPU tensors: allocate the output where the input is, torch.empty_like(x)."
     if isinstance(error, OverflowError):
@@ -364,6 +366,7 @@ class Exercise:
     gaps: looks at an attempt with elements that were never stored, and returns the hint that fits, or "".
     torch_may_finish: whether PyTorch may take the last step, from what a kernel stored to the result.
     torch_may_compute: whether PyTorch may do all of it, so that no kernel has to be launched, nor to store the result.
+    form: the hint for a result of the wrong shape or type, where the judge's own, on how to allocate it, does not fit.
     """
 
     reference: Callable
@@ -378,6 +381,7 @@ class Exercise:
     gaps: Callable[[Attempt], str] = lambda attempt: ""
     torch_may_finish: bool = False
     torch_may_compute: bool = False
+    form: str = ""
 
 
 def judge(function: Callable, exercise: Exercise) -> Verdict:
@@ -529,28 +533,28 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
             raise Wrong("No kernel was launched, and the output was never written.", "Launch the kernel: kernel[grid](...).")
         raise Wrong("No kernel was launched for this result.", "Every call launches your Triton kernel: kernel[grid](...).")
     for part, (one, like) in enumerate(zip(parts, wanted)):
-        _check_form(_called(exercise, part), one, like, first)
+        _check_form(_called(exercise, part), one, like, first, exercise.form)
 
 
 def _called(exercise: Exercise, part: int) -> str:
     return exercise.results[part] if exercise.results else "The result"
 
 
-def _check_form(called: str, result: torch.Tensor, wanted: torch.Tensor, first: torch.Tensor) -> None:
-    """Refuse a result of the wrong shape or type. first: the first of the input tensors."""
+def _check_form(called: str, result: torch.Tensor, wanted: torch.Tensor, first: torch.Tensor, form: str = "") -> None:
+    """Refuse a result of the wrong shape or type. first: the first of the input tensors. form: see `Exercise`."""
     if result.shape != wanted.shape:
         if wanted.shape == first.shape:
             hint = "Give the output the input's shape: torch.empty_like(x). Padding up to a whole block is what masks are for."
         else:
             hint = f"Allocate it in that shape, {tuple(wanted.shape)} in this case."
-        raise Wrong(f"{called} has shape {tuple(result.shape)}, and {tuple(wanted.shape)} was expected.", hint)
+        raise Wrong(f"{called} has shape {tuple(result.shape)}, and {tuple(wanted.shape)} was expected.", form or hint)
     if result.dtype != wanted.dtype:
         found, asked = (str(dtype).removeprefix("torch.") for dtype in (result.dtype, wanted.dtype))
         if wanted.dtype == first.dtype:
             hint = "The output has its input's dtype: torch.empty_like(x), or dtype=x.dtype."
         else:
             hint = f"It is {asked}, whatever the type of the inputs: allocate it with dtype=torch.{asked}."
-        raise Wrong(f"{called} has the wrong type: {found}, and {asked} was expected.", hint)
+        raise Wrong(f"{called} has the wrong type: {found}, and {asked} was expected.", form or hint)
 
 
 def _illegal(error: tracing.IllegalAccess) -> Wrong:
