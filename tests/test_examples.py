@@ -54,3 +54,21 @@ def test_a_post_quotes_programs_as_they_are(post: Path) -> None:
     assert len(quotes) == text.count("<!-- from examples/")
     for name, code in quotes:
         assert "\n".join(line.strip() for line in code.strip().splitlines()) in quotable(REPOSITORY / name), f"{name}:\n{code}"
+
+
+@pytest.mark.parametrize("post", POSTS, ids=lambda post: post.stem)
+def test_a_post_links_to_what_is_there_and_describes_its_figures(post: Path) -> None:
+    text = post.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    missing = [link for link in links if "://" not in link and not (post.parent / link).exists()]
+    assert links and not missing
+    for image in re.findall(r"<img [^>]+>", text):
+        assert len(re.search(r'alt="([^"]+)"', image)[1]) > 60
+        light = re.search(r'src="(.+?)[.]png"', image)[1]
+        assert f'srcset="{light}-dark.png"' in text
+
+
+def test_the_table_of_gpus_is_what_the_program_writes() -> None:
+    code = "import draw, pathlib; post = pathlib.Path('what_is_inside_a_gpu.md').read_text(); print(draw.fill(post) == post)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=REPOSITORY / "posts")
+    assert result.stdout == "True\n", result.stderr
