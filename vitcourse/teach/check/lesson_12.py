@@ -438,8 +438,8 @@ def _case(names: Iterable[str], batch, tokens, heads, hidden, intermediate, dtyp
         "attention.qkv.weight": ((3 * hidden, hidden), 0.5 * out), "attention.qkv.bias": ((3 * hidden,), 0.5),
         "attention.output.weight": ((hidden, hidden), 2 * out), "attention.output.bias": ((hidden,), 1.0),
         "norm2.weight": ((hidden,), 1.0), "norm2.bias": ((hidden,), 1.0),
-        "mlp.fc1.weight": ((intermediate, hidden), 0.5 * out), "mlp.fc1.bias": ((intermediate,), 0.5),
-        "mlp.fc2.weight": ((hidden, intermediate), 2 * into), "mlp.fc2.bias": ((hidden,), 1.0),
+        "mlp.fc1.weight": ((intermediate, hidden), 0.75 * out), "mlp.fc1.bias": ((intermediate,), 0.5),
+        "mlp.fc2.weight": ((hidden, intermediate), 4 * into), "mlp.fc2.bias": ((hidden,), 1.0),
     }  # fmt: skip
     weights = {f'w["{name}"]': draw(shapes[name][0], dtype, shapes[name][1]) for name in names}
     images = "" if batch == 1 else f"{batch} images of "
