@@ -466,8 +466,7 @@ def _try(function: Callable, task: _Task, arguments: dict[str, Any], first: bool
             raise NotAttempted from None
         raise Wrong(_describe(error), _exception_hint(error)) from None
     except (Exception, SystemExit) as error:
-        hint = next((hint for kind, hint in task.exceptions.items() if isinstance(error, kind)), "")
-        raise Wrong(_describe(error), hint or _exception_hint(error, device.type)) from None
+        raise Wrong(_describe(error), task.raised(error) or _exception_hint(error, device.type)) from None
     # A stub mentions nothing; what does and returns None has a return missing.
     if first and (result is None or result is ...) and not getattr(getattr(function, "__code__", None), "co_names", ()):
         raise NotAttempted
