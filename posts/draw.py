@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that the p
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 
-from vitcourse.teach import figures
+from vitcourse import measure
+from vitcourse.teach import cost, figures
 from vitcourse.teach.readme import DARK
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,10 @@ def rooflines() -> plt.Figure:
     for gpu, colour in zip(GPUS, figures.COLOURS):
         x = [2.0**-3, gpu.ridge, 2.0**11]
         axes.plot(x, [min(gpu.tensor, gpu.bandwidth * i / 1e3) for i in x], color=colour, linewidth=2.2, label=gpu.name)
-    for name, intensity in (("add", 1 / 6), ("layer norm", 2), ("attention,\n197 tokens", 99), ("linear", 607)):
+    operations = {operation.name: operation.intensity for operation in cost.operations(batch=256)}
+    shown = {"residual add": "add", "layer norm": "layer norm", "attention": "attention,\n197 tokens", "fc1": "linear"}
+    for operation, name in shown.items():
+        intensity = operations[operation]
         axes.axvline(intensity, color=figures.QUIET, linewidth=0.9, linestyle=(0, (3, 3)))
         axes.text(intensity * 1.07, 0.03, name, fontsize=9, va="bottom")
     axes.set_xscale("log", base=2)
@@ -150,8 +154,21 @@ def owners() -> plt.Figure:
 FIGURES = {"rooflines": rooflines, "memories": memories, "owners": owners}
 
 
+def measured() -> str:
+    """What the course's own GPU was measured to do, from its recording."""
+    ceilings = measure.ceilings(gpu="NVIDIA H200")
+    copy, product = ceilings.bandwidth / 1e9, ceilings.flops["bfloat16"] / 1e12
+    return f"Measured, the H200 of this course copies at {copy:,.0f} GB/s and multiplies large matrices at {product:.0f} TFLOP/s."
+
+
 def fill(text: str) -> str:
-    """The post with the table of GPUs between its marks."""
+    """The post with the table of GPUs, and what was measured, between their marks."""
+    text = re.sub(
+        r"(<!-- measured, by python posts/draw.py -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{measured()}\n{m[2]}",
+        text,
+        flags=re.S,
+    )
     return re.sub(
         r"(<!-- gpus, by python posts/draw.py -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.S
     )

@@ -1,7 +1,6 @@
 """Our ViT beside Hugging Face's on the same weights: every layer of random small models, and ViT-B/16 at full size.
 
-Every parameter is randomised. A fresh model of Hugging Face has biases of 0 and layer norms of 1, and a mistake with one of
-those would not show. Weights are scaled so that attention is far from uniform and activations keep their size.
+Every parameter is drawn anew (`verify.randomise` says why).
 """
 
 import copy
@@ -21,21 +20,6 @@ from vitcourse.vit import ViT, ViTConfig
 TOLERANCE = 1e-4
 
 
-@torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Draw every parameter of a Hugging Face ViT anew; in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if "layernorm" in name:
-            mean, std = float(name.endswith("weight")), 0.3
-        elif name.endswith("weight"):
-            mean, std = 0.0, 1.3 * parameter[0].numel() ** -0.5
-        else:  # biases, class token, position embeddings
-            mean, std = 0.0, 0.3
-        parameter.normal_(mean, std, generator=generator)
-    return model.eval()
-
-
 def hugging_face(
     seed: int, *, family: str = "ViT", classifier: bool = True, teacher: bool = False, pooler: bool = False, **config: object
 ) -> torch.nn.Module:
@@ -46,8 +30,8 @@ def hugging_face(
     built = getattr(transformers, f"{family}Config")(**config)
     if classifier:
         kind = f"{family}ForImageClassification" + "WithTeacher" * teacher
-        return randomise(getattr(transformers, kind)(built), seed)
-    return randomise(getattr(transformers, f"{family}Model")(built, add_pooling_layer=pooler), seed)
+        return verify.randomise(getattr(transformers, kind)(built), seed)
+    return verify.randomise(getattr(transformers, f"{family}Model")(built, add_pooling_layer=pooler), seed)
 
 
 def pixels(config: ViTConfig, batch: int = 2, seed: int = 0) -> torch.Tensor:

@@ -119,6 +119,25 @@ def load_hugging_face(folder: Path, architecture: str) -> nn.Module:
     return getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
 
 
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw every parameter of a Hugging Face ViT anew, in place, and put it in eval mode; the model.
+
+    A fresh one has biases of 0 and layer norms of 1, and a mistake with one of those would not show. Weights are scaled so
+    that what passes through keeps its size and attention is far from uniform.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "layernorm" in name:
+            mean, std = float(name.endswith("weight")), 0.3
+        elif name.endswith("weight"):
+            mean, std = 0.0, 1.3 * parameter[0].numel() ** -0.5
+        else:  # biases, class token, position embeddings
+            mean, std = 0.0, 0.3
+        parameter.normal_(mean, std, generator=generator)
+    return model.eval()
+
+
 def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor, parts: bool = False) -> list[Row]:
     """Compare two loaded models, ours as it is and a copy of theirs on our device and in our type; one row a layer, in order.
 

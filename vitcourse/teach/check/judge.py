@@ -148,6 +148,18 @@ def _exception_hint(error: BaseException, device: str = "cpu") -> str:
     return "Read the message and the line, and call your function on such a case yourself, without the check."
 
 
+def _answer_to(error: BaseException, first: bool, device: str = "cpu", hint: str = "") -> Exception:
+    """What to raise where the reader's function raised `error`, in the first case or a later one. hint: in place of the usual."""
+    if isinstance(error, tracing.TookTooLong):
+        return Wrong(
+            "Your function did not finish and was stopped.",
+            "A loop does not end: does its variable move on in each turn, and does the condition become false?",
+        )
+    if first and isinstance(error, NotImplementedError):
+        return NotAttempted()
+    return Wrong(_describe(error), hint or _exception_hint(error, device))
+
+
 # ---- Plain functions ------------------------------------------------------------------------------------------------------
 
 
@@ -423,17 +435,8 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
     except tracing.IllegalAccess as error:
         caught = _illegal(error)
         raise Wrong(caught.message, exercise.illegal(error) or caught.hint) from None
-    except tracing.TookTooLong:
-        raise Wrong(
-            "Your function did not finish and was stopped.",
-            "A loop does not end: does its variable move on in each turn, and does the condition become false?",
-        ) from None
-    except NotImplementedError as error:
-        if first:
-            raise NotAttempted from None
-        raise Wrong(_describe(error), _exception_hint(error)) from None
     except (Exception, SystemExit) as error:
-        raise Wrong(_describe(error), _exception_hint(error, device.type)) from None
+        raise _answer_to(error, first, device.type) from None
 
     if first and trace is not None:
         nothing_done = not trace.launches and (result is None or result is ...)

@@ -22,8 +22,7 @@ from .judge import (
     NotAttempted,
     Verdict,
     Wrong,
-    _describe,
-    _exception_hint,
+    _answer_to,
     draw,
     index_text,
     judge_plain,
@@ -456,17 +455,8 @@ def _try(function: Callable, task: _Task, arguments: dict[str, Any], first: bool
         # The first calls on a GPU compile kernels.
         with tracing.time_limit(judging.SECONDS if device.type == "cpu" else 10 * judging.SECONDS):
             result = function(*given.values())
-    except tracing.TookTooLong:
-        raise Wrong(
-            "Your function did not finish and was stopped.",
-            "A loop does not end: does its variable move on in each turn, and does the condition become false?",
-        ) from None
-    except NotImplementedError as error:
-        if first:
-            raise NotAttempted from None
-        raise Wrong(_describe(error), _exception_hint(error)) from None
     except (Exception, SystemExit) as error:
-        raise Wrong(_describe(error), task.raised(error) or _exception_hint(error, device.type)) from None
+        raise _answer_to(error, first, device.type, task.raised(error)) from None
     # A stub mentions nothing; what does and returns None has a return missing.
     if first and (result is None or result is ...) and not getattr(getattr(function, "__code__", None), "co_names", ()):
         raise NotAttempted

@@ -26,6 +26,7 @@ from .judge import (
     NotAttempted,
     Verdict,
     Wrong,
+    _answer_to,
     _describe,
     _exception_hint,
     between,
@@ -602,15 +603,8 @@ def _try_model(function: Callable, case: _Model, first: bool) -> None:
     try:
         with tracing.time_limit(judging.SECONDS):
             result = function(model, pixel_values, names)
-    except tracing.TookTooLong:
-        raise Wrong(
-            "Your function did not finish and was stopped.",
-            "A loop does not end: does each turn bring its variable nearer to the end?",
-        ) from None
-    except NotImplementedError as error:
-        if first:
-            raise NotAttempted from None
-        raise Wrong(_describe(error), _exception_hint(error)) from None
+    except (tracing.TookTooLong, NotImplementedError) as error:
+        raise _answer_to(error, first) from None
     except (Exception, SystemExit) as error:
         raised = error
     finally:
