@@ -255,26 +255,22 @@ class ViT(nn.Module):
 
         Raises ValueError for pixel_values of another shape, and where `interpolate_positions` does.
         """
-        hidden_states = [] if output_hidden_states else None
-        attentions = [] if output_attentions else None
-        only_logits = self.classifier is not None and not (output_hidden_states or output_attentions)
+        states = [] if output_hidden_states else None
+        maps = [] if output_attentions else None
+        more = output_hidden_states or output_attentions
         x = self.forward_features(
             pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            hidden_states=hidden_states,
-            attentions=attentions,
-            first=self.config.prefix_tokens if only_logits else None,
+            hidden_states=states,
+            attentions=maps,
+            first=None if more or self.classifier is None else self.config.prefix_tokens,
         )
         logits = None if self.classifier is None else self.classifier(x[:, 0])
         if self.distillation_classifier is not None:
             logits = (logits + self.distillation_classifier(x[:, 1])) / 2
-        if only_logits:
-            return logits
-        if not (output_hidden_states or output_attentions):
-            return x
-        hidden_states = tuple(hidden_states) if output_hidden_states else None
-        attentions = tuple(attentions) if output_attentions else None
-        return ViTOutput(logits, x, hidden_states, attentions)
+        if not more:
+            return x if logits is None else logits
+        return ViTOutput(logits, x, *(None if kept is None else tuple(kept) for kept in (states, maps)))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> "ViT":
