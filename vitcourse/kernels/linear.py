@@ -88,6 +88,13 @@ def linear_kernel(
     m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    # Asked for before the walk along K, so that nothing has to wait for it at the end. A large tile has no registers to spare.
+    EARLY: tl.constexpr = HAS_RESIDUAL and BLOCK_M * BLOCK_N <= 8192
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + n, mask=n < N, other=0.0)
+    if EARLY:
+        residual = tl.load(residual_ptr + m[:, None] * residual_row_stride + n[None, :], mask=mask)
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if TMA:
         for start in range(first, last, BLOCK_K):
@@ -119,14 +126,14 @@ def linear_kernel(
             b_ptrs += BLOCK_K * weight_column_stride
 
     if HAS_BIAS:
-        accumulator += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        accumulator += bias.to(tl.float32)[None, :]
     if SAVE:
-        inside = (m[:, None] < M) & (n[None, :] < N)
-        tl.store(preactivation_ptr + m[:, None] * N + n[None, :], accumulator, mask=inside)
+        tl.store(preactivation_ptr + m[:, None] * N + n[None, :], accumulator, mask=mask)
     accumulator = activate(accumulator, ACTIVATION)
-    mask = (m < M)[:, None] & (n < N)[None, :]
     if HAS_RESIDUAL:
-        accumulator += tl.load(residual_ptr + m[:, None] * residual_row_stride + n[None, :], mask=mask).to(tl.float32)
+        if not EARLY:
+            residual = tl.load(residual_ptr + m[:, None] * residual_row_stride + n[None, :], mask=mask)
+        accumulator += residual.to(tl.float32)
     tl.store(output_ptr + m[:, None] * N + n[None, :], accumulator, mask=mask)
 
 
@@ -219,6 +226,7 @@ def _shared_bytes(config: Config, itemsize: int) -> int:
 LARGE = Config(_blocks(128, 256, 64), num_warps=8, num_stages=3)
 SQUARE = Config(_blocks(128, 128, 64), num_warps=4, num_stages=3)
 LOW = Config(_blocks(64, 128, 64), num_warps=4, num_stages=4)
+LOW_THREE = Config(_blocks(64, 128, 64), num_warps=4, num_stages=3)  # three programs a multiprocessor
 SMALL = Config(_blocks(64, 32, 128), num_warps=4, num_stages=4)
 # Persistent, where descriptors serve: two programs of four warps a multiprocessor, or one of eight.
 PERSISTENT = Config(_blocks(128, 128, 64, 4) | {"HALVES": 2}, num_warps=4, num_stages=3)
@@ -236,13 +244,15 @@ LEAST = Config(_blocks(64, 64, 16), num_warps=4, num_stages=2)
 CONFIGS = {
     2: Configs(
         "linear",
-        candidates=[PERSISTENT, PERSISTENT_LARGE, PERSISTENT_DEEP, LARGE, SQUARE, LOW, SMALL, NARROW_SHALLOW, SMALL_SHALLOW],
+        candidates=[
+            PERSISTENT, PERSISTENT_LARGE, PERSISTENT_DEEP, LARGE, SQUARE, LOW, LOW_THREE, SMALL, NARROW_SHALLOW, SMALL_SHALLOW,
+        ],
         shared_bytes=_shared_bytes,
         pinned={
             "NVIDIA H200": {
                 "few 2": SMALL, "some 2": LOW, "many 2": PERSISTENT, "many deep 2": PERSISTENT_DEEP,
                 "many transposed 2": PERSISTENT_LARGE,
-                "few residual 2": SMALL, "some residual 2": LOW,
+                "few residual 2": SMALL, "some residual 2": LOW, "several residual 2": LOW_THREE,
                 "many residual 2": PERSISTENT_LARGE, "many deep residual 2": PERSISTENT_LARGE,
             },
         },
@@ -257,7 +267,8 @@ CONFIGS = {
                 for residual, large in (("", PERSISTENT_SHALLOW), (" residual", LARGE_SHALLOW))
                 for precision, few, many in (("tf32", LOW_SHALLOW, large), ("tf32x3", None, NARROW_SHALLOW))
                 for kind, config in (
-                    ("few", few), ("some", few), ("many", many), ("many transposed", many), ("many deep", many)
+                    ("few", few), ("some", few), ("several", many), ("many", many), ("many transposed", many),
+                    ("many deep", many),
                 )
                 if config is not None
             },
@@ -270,8 +281,9 @@ def _shape_class(M: int, N: int, K: int, precision: str, residual: bool, transpo
     """How many tiles there are for how many multiprocessors, which decides how large a tile may be.
 
     "many": 128 x 128 tiles for half of the multiprocessors or more; "some": 64 x 128 tiles for half of them; "few": neither.
-    "many deep": even 128 x 256 tiles come round four times, and K is long enough to make up for their slow start. "transposed":
-    so does the weight lie, as for the gradient of the input.
+    "many deep": even 128 x 256 tiles come round four times, and K is long enough to make up for their slow start. "several
+    residual": "many", but 128 x 256 tiles, which a residual wants, do not come round so often, and part of the last turn would
+    be idle. "transposed": so does the weight lie, as for the gradient of the input.
     """
     half = multiprocessors() / 2
 
@@ -279,8 +291,11 @@ def _shape_class(M: int, N: int, K: int, precision: str, residual: bool, transpo
         return triton.cdiv(M, m) * triton.cdiv(N, n)
 
     kind = "many" if tiles(128, 128) >= half else "some" if tiles(64, 128) >= half else "few"
-    if K >= 2048 and tiles(128, 256) >= 8 * half:
+    rounds = tiles(128, 256) >= 8 * half
+    if K >= 2048 and rounds:
         kind = "many deep"
+    elif kind == "many" and residual and not rounds:
+        kind = "several"
     elif kind == "many" and transposed and not residual:
         kind = "many transposed"
     kind += " residual" if residual else ""  # its tile takes shared memory, too

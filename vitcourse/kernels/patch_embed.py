@@ -181,21 +181,26 @@ def _configs(kernel: str, along: str, blocks: list[tuple], pinned: dict[str, int
 
 CONFIGS = _configs(
     "patch_embed", "BLOCK_K",
-    [(128, 256, 64, 8, 3), (128, 128, 32, 4, 3), (64, 128, 32, 4, 3), (32, 64, 32, 4, 2)], {"many 2": 0, "few 2": 2},
+    [
+        (128, 256, 64, 8, 3), (64, 128, 64, 4, 3), (64, 64, 64, 4, 4), (128, 128, 32, 4, 3), (64, 128, 32, 4, 3), (32, 64, 32, 4, 2),
+    ],
+    {"many 2": 0, "some 2": 1, "few 2": 2},
 )  # fmt: skip
 INPUT_GRAD_CONFIGS = _configs(
     "patch_embed input", "BLOCK_N",
-    [(128, 64, 256, 8, 3), (128, 32, 128, 4, 3), (64, 32, 128, 4, 3), (32, 32, 64, 4, 2)], {"many 2": 0},
+    [(128, 64, 256, 8, 3), (128, 32, 128, 4, 3), (64, 32, 128, 4, 3), (32, 32, 64, 4, 2)], {"many 2": 0, "some 2": 0},
 )  # fmt: skip
 WEIGHT_GRAD_CONFIGS = _configs(
     "patch_embed weight", "BLOCK_M",
-    [(64, 256, 128, 8, 3), (64, 128, 128, 4, 3), (32, 128, 128, 4, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 2)], {"many 2": 0},
+    [(64, 256, 128, 8, 3), (64, 128, 128, 4, 3), (32, 128, 128, 4, 3), (32, 64, 64, 4, 3), (16, 64, 64, 4, 2)],
+    {"many 2": 0, "some 2": 0},
 )  # fmt: skip
 
 
 def _shape_class(patches: int, tiles: int, dtype: torch.dtype) -> str:
-    """Whether tiles of 128 x 256 keep every multiprocessor busy; and how float32 is multiplied."""
-    kind = "many" if tiles * triton.cdiv(patches, 128) >= multiprocessors() else "few"
+    """How many tiles of 128 x 256 there are for a multiprocessor; and how float32 is multiplied."""
+    share = tiles * triton.cdiv(patches, 128) / multiprocessors()
+    kind = "many" if share >= 4 else "some" if share >= 0.25 else "few"
     precision = dot_precision(dtype)
     return kind if precision == "ieee" else f"{kind} {precision}"
 
