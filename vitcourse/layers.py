@@ -74,8 +74,11 @@ class SelfAttention(nn.Module):
 
     def heads_of(self, input: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(batch, tokens, hidden_size) to queries, keys and values, each (batch, heads, tokens, head_size)."""
-        packed = self.qkv(input).unflatten(-1, (3, self.heads, -1))  # (batch, tokens, 3, heads, head_size)
-        return packed.permute(2, 0, 3, 1, 4).unbind()  # views
+        return self.split(self.qkv(input))
+
+    def split(self, packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What `qkv` returns, (batch, tokens, 3 * hidden_size), as three views, each (batch, heads, tokens, head_size)."""
+        return packed.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
     def weights(self, input: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) to the probabilities of the softmax: (batch, heads, tokens, tokens).

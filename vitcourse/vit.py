@@ -238,6 +238,13 @@ class ViT(nn.Module):
             raise ValueError("ViT: this model has no pooler")
         return torch.tanh(self.pooler(hidden_states[:, 0]))
 
+    def classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, num_labels) from what `forward_features` returns, of which the prefix's tokens are read."""
+        logits = self.classifier(hidden_states[:, 0])
+        if self.distillation_classifier is not None:
+            logits = (logits + self.distillation_classifier(hidden_states[:, 1])) / 2
+        return logits
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -265,9 +272,7 @@ class ViT(nn.Module):
             attentions=maps,
             first=None if more or self.classifier is None else self.config.prefix_tokens,
         )
-        logits = None if self.classifier is None else self.classifier(x[:, 0])
-        if self.distillation_classifier is not None:
-            logits = (logits + self.distillation_classifier(x[:, 1])) / 2
+        logits = None if self.classifier is None else self.classify(x)
         if not more:
             return x if logits is None else logits
         return ViTOutput(logits, x, *(None if kept is None else tuple(kept) for kept in (states, maps)))
@@ -289,14 +294,15 @@ class ViT(nn.Module):
         """This model's call, with a CUDA graph for each of the examples given: one launch a forward pass.
 
         The function returned takes `pixel_values` and returns what the model returns, in a new tensor. An input with the shape,
-        type and device of an example is copied into that example's graph, which is replayed. The model itself runs
-        for any other input, in training mode, under autocast, and where gradients are recorded (so call it in
-        torch.inference_mode() or torch.no_grad()). With no CUDA GPU it always does.
+        type and device of an example is copied into that example's graph, which is replayed. For small batches that is the graph
+        of `fused.Fused`, the same forward pass in fewer kernels, equal up to rounding. The model itself runs for any other
+        input, in training mode, under autocast, and where gradients are recorded (so call it in torch.inference_mode() or
+        torch.no_grad()). With no CUDA GPU it always does.
 
-        A graph reads the weights where they lay when it was recorded. What is written there is seen: an optimizer's step,
-        load_state_dict. After `.to(...)` or load_state_dict(assign=True) they lie elsewhere, and the model itself runs; a single
-        layer or parameter that is replaced goes unnoticed. Call `graphed` again after either. The float32 precision that is
-        set when a graph is recorded stays its own. Calls share a graph's memory: make them from one stream at a time.
+        What is written into the weights is seen: an optimizer's step, load_state_dict (but not what is written to a
+        parameter's `.data`). After `.to(...)` or load_state_dict(assign=True) they lie elsewhere, and the model itself runs; a
+        single layer or parameter that is replaced goes unnoticed. Call `graphed` again after either. The float32 precision that
+        is set when a graph is recorded stays its own. Calls share a graph's memory: make them from one stream at a time.
 
         Raises ValueError in training mode: call eval() first.
         """
@@ -304,22 +310,25 @@ class ViT(nn.Module):
             raise ValueError("ViT.graphed: the model is in training mode; call eval() first")
         if runtime.DEVICE.type != "cuda":
             return lambda pixel_values: self(pixel_values)
+        from .fused import Fused, pays
+
         graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]] = {}
         # Kept, so that a graph never reads memory that has gone to something else, and no new weights can have this address.
         weights = {name: parameter.detach() for name, parameter in self.named_parameters()}
         pool, side = None, torch.cuda.Stream()
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
+            fused = Fused(self)
             for example in (pixel_values, *more):
-                static = example.clone()
+                static, forward = example.clone(), fused if pays(self.config, len(example)) else self
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):  # compile, choose configurations and fill caches before the capture
-                    self(static)
-                    self(static)
+                    forward(static)
+                    forward(static)
                 torch.cuda.current_stream().wait_stream(side)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    output = self(static)
+                    output = forward(static)
                 # One pool for all: a replay may overwrite another graph's output, of which the caller has a copy by then.
                 pool = graph.pool()
                 graphs[example.shape, example.dtype, example.device] = graph, static, output
@@ -333,6 +342,8 @@ class ViT(nn.Module):
             graph, static, output = recorded
             static.copy_(pixel_values)
             graph.replay()
+            if fused.refold():  # looked at while the GPU is at work
+                graph.replay()
             return output.clone()
 
         return call
