@@ -26,6 +26,7 @@ import wrong_answers_12
 import wrong_answers_13
 import wrong_answers_14
 import wrong_answers_15
+import wrong_answers_16
 
 from vitcourse import kernels, layers, runtime, weights
 from vitcourse.teach import check, faults, trace
@@ -54,6 +55,7 @@ BANKS = (
     wrong_answers_13,
     wrong_answers_14,
     wrong_answers_15,
+    wrong_answers_16,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
@@ -149,6 +151,18 @@ def test_a_kernel_that_comes_with_its_loads_and_a_pass_is_not_attempted():
     assert check.linear(wrong_answers_07.by(wrong_answers_07.nothing_stored)).status == "wrong"
 
 
+@pytest.mark.parametrize("name", sorted(wrong_answers_16.WRONG))
+def test_an_endless_loop_is_stopped(name, monkeypatch):
+    monkeypatch.setattr(judge, "SECONDS", 0.3)
+
+    def endless(*arguments):
+        while True:
+            pass
+
+    verdict = getattr(check, name)(endless)
+    assert verdict.status == "wrong" and "did not finish" in verdict.message and "does not end" in verdict.hint
+
+
 def test_a_keyboard_interrupt_passes_through():
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -195,7 +209,8 @@ def test_the_second_pass_runs_on_the_gpu(change, pattern):
 
 def test_verdicts_do_not_depend_on_the_random_inputs():
     several = ("parameters", "flops", "resize_positions", "relative_error", "first_divergence", "layer_outputs", "block")
-    for name in ("add3", "persistent_add", "tiles", "floor_us", "parallel_block", *several, *wrong_answers_14.WRONG):
+    several = (*several, *wrong_answers_14.WRONG, *wrong_answers_16.WRONG)
+    for name in ("add3", "persistent_add", "tiles", "floor_us", "parallel_block", *several):
         for answer, _ in WRONG[name][:6]:
             assert len({repr(getattr(check, name)(answer)) for _ in range(3)}) == 1
 
@@ -373,6 +388,7 @@ import wrong_answers_12
 import wrong_answers_13
 import wrong_answers_14
 import wrong_answers_15
+import wrong_answers_16
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -389,6 +405,7 @@ for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
     wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
     wrong_answers_10, wrong_answers_11, wrong_answers_12, wrong_answers_13, wrong_answers_14, wrong_answers_15,
+    wrong_answers_16,
 ):
     for name, answers in more.WRONG.items():
         if name == "vit":  # its answers call this package's kernels, and those run where the process runs kernels

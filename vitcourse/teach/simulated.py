@@ -69,7 +69,7 @@ class GPU:
         self._in_cache = True
 
     def flush(self) -> None:
-        """Empty the L2 cache by writing to other memory, which is work for the GPU as well: FLUSH_MS, and it is not waited for."""
+        """Empty the L2 cache, by writing to other memory: FLUSH_MS of work for the GPU, launched like any other."""
         self._busy_until = max(self._now, self._busy_until) + self.FLUSH_MS
         self._in_cache = False
 
@@ -88,7 +88,7 @@ class Recording(TorchDispatchMode):
 
     As with a graph, the tensors' addresses are what is recorded: a replay reads what its inputs hold by then, and
     overwrites what it wrote before. Unlike with a graph, the operators run while they are recorded, and a replay takes as
-    long as they do. Triton's kernels are not seen.
+    long as they do. A Triton kernel is replayed where an operator launches it, as this package's do.
     """
 
     def __init__(self):
