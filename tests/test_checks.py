@@ -163,6 +163,24 @@ def test_an_endless_loop_is_stopped(name, monkeypatch):
     assert verdict.status == "wrong" and "did not finish" in verdict.message and "does not end" in verdict.hint
 
 
+@pytest.mark.parametrize(("weights", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+def test_what_fold_returns_takes_the_place_of_the_norm(weights, tolerance):
+    draw = torch.Generator().manual_seed(0)
+    x, (g, h), w, b = (torch.randn(shape, generator=draw).to(weights) for shape in ((8, 64), (2, 64), (16, 64), 16))
+    x = x.double() + 100  # rows far from zero, where the sums have to be those of the rounded weight
+    folded, bias, sums = (result.double() for result in wrong_answers_16.RIGHT["fold"][0](g, h, w, b))
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    norm = torch.nn.functional.layer_norm(x, (64,), g.double(), h.double())
+    truth = torch.nn.functional.linear(norm, w.double(), b.double())
+
+    def error(sums):
+        ours = (x @ folded.T - mean * sums) * (variance + 1e-5).rsqrt() + bias
+        return ((ours - truth).abs().max() / truth.abs().max()).item()
+
+    assert error(sums) < tolerance
+    assert weights == torch.float32 or error((w.double() * g.double()).sum(1)) > 20 * error(sums)
+
+
 def test_a_keyboard_interrupt_passes_through():
     def interrupted(*arguments):
         raise KeyboardInterrupt

@@ -616,14 +616,15 @@ def _fold_hint(name: str, answers: Answers) -> str:
 
     def explains(formula: Callable, wide: bool) -> bool:
         for layer, results in answers:
-            terms = (0.0 if t is None else t.double() if wide else t for t in layer.arguments.values())
+            terms = [0.0 if t is None else t.double() if wide else t for t in layer.arguments.values()]
             try:
-                value = formula(*terms).double()
+                value, largest = formula(*terms).double(), formula(*map(abs, terms)).abs().max()
             except (RuntimeError, IndexError):
                 return False
-            # Formulas differ by more than a few roundings of the weight's type; ways to round, by more than float32's.
+            # Formulas differ by more than a few roundings of the weight's type; ways to round, by more than float32's. Of
+            # magnitudes, for a sum whose terms cancel is rounded as they are.
             unit = torch.finfo(layer.weight.dtype if wide else torch.float32).eps
-            if not _within(results[name], value, 8 * unit * value.abs().max()):
+            if not _within(results[name], value, 8 * unit * largest):
                 return False
         return True
 
