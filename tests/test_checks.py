@@ -26,6 +26,7 @@ import wrong_answers_12
 import wrong_answers_13
 import wrong_answers_14
 import wrong_answers_15
+import wrong_answers_16
 
 from vitcourse import kernels, layers, runtime, weights
 from vitcourse.teach import check, faults, trace
@@ -54,6 +55,7 @@ BANKS = (
     wrong_answers_13,
     wrong_answers_14,
     wrong_answers_15,
+    wrong_answers_16,
 )
 RIGHT = {name: answers for bank in BANKS for name, answers in bank.RIGHT.items()}
 WRONG = {name: answers for bank in BANKS for name, answers in bank.WRONG.items()}
@@ -149,6 +151,36 @@ def test_a_kernel_that_comes_with_its_loads_and_a_pass_is_not_attempted():
     assert check.linear(wrong_answers_07.by(wrong_answers_07.nothing_stored)).status == "wrong"
 
 
+@pytest.mark.parametrize("name", sorted(wrong_answers_16.WRONG))
+def test_an_endless_loop_is_stopped(name, monkeypatch):
+    monkeypatch.setattr(judge, "SECONDS", 0.3)
+
+    def endless(*arguments):
+        while True:
+            pass
+
+    verdict = getattr(check, name)(endless)
+    assert verdict.status == "wrong" and "did not finish" in verdict.message and "does not end" in verdict.hint
+
+
+@pytest.mark.parametrize(("weights", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
+def test_what_fold_returns_takes_the_place_of_the_norm(weights, tolerance):
+    draw = torch.Generator().manual_seed(0)
+    x, (g, h), w, b = (torch.randn(shape, generator=draw).to(weights) for shape in ((8, 64), (2, 64), (16, 64), 16))
+    x = x.double() + 100  # rows far from zero, where the sums have to be those of the rounded weight
+    folded, bias, sums = (result.double() for result in wrong_answers_16.RIGHT["fold"][0](g, h, w, b))
+    variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+    norm = torch.nn.functional.layer_norm(x, (64,), g.double(), h.double())
+    truth = torch.nn.functional.linear(norm, w.double(), b.double())
+
+    def error(sums):
+        ours = (x @ folded.T - mean * sums) * (variance + 1e-5).rsqrt() + bias
+        return ((ours - truth).abs().max() / truth.abs().max()).item()
+
+    assert error(sums) < tolerance
+    assert weights == torch.float32 or error((w.double() * g.double()).sum(1)) > 20 * error(sums)
+
+
 def test_a_keyboard_interrupt_passes_through():
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -195,7 +227,8 @@ def test_the_second_pass_runs_on_the_gpu(change, pattern):
 
 def test_verdicts_do_not_depend_on_the_random_inputs():
     several = ("parameters", "flops", "resize_positions", "relative_error", "first_divergence", "layer_outputs", "block")
-    for name in ("add3", "persistent_add", "tiles", "floor_us", "parallel_block", *several, *wrong_answers_14.WRONG):
+    several = (*several, *wrong_answers_14.WRONG, *wrong_answers_16.WRONG)
+    for name in ("add3", "persistent_add", "tiles", "floor_us", "parallel_block", *several):
         for answer, _ in WRONG[name][:6]:
             assert len({repr(getattr(check, name)(answer)) for _ in range(3)}) == 1
 
@@ -373,6 +406,7 @@ import wrong_answers_12
 import wrong_answers_13
 import wrong_answers_14
 import wrong_answers_15
+import wrong_answers_16
 import triton
 from vitcourse import runtime
 from vitcourse.teach import check
@@ -389,6 +423,7 @@ for more in (
     wrong_answers_02, wrong_answers_03, wrong_answers_04, wrong_answers_05,
     wrong_answers_06, wrong_answers_07, wrong_answers_08, wrong_answers_09,
     wrong_answers_10, wrong_answers_11, wrong_answers_12, wrong_answers_13, wrong_answers_14, wrong_answers_15,
+    wrong_answers_16,
 ):
     for name, answers in more.WRONG.items():
         if name == "vit":  # its answers call this package's kernels, and those run where the process runs kernels

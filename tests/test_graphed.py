@@ -1,8 +1,7 @@
 """`ViT.graphed`: which calls replay a graph and which run the model, and that both give what the model gives.
 
-Where there is no GPU, a stand-in takes the place of CUDA graphs: it writes down the operators that run while a graph is
-recorded, and runs them again on the same tensors. It shows what is copied where, and when a graph is asked. That the GPU
-can record this model, and that two graphs may share their memory, only a GPU shows.
+Where there is no GPU, `simulated.Recording` takes the place of CUDA graphs. It shows what is copied where, and when a graph
+is asked. That the GPU can record this model, and that two graphs may share their memory, only a GPU shows.
 """
 
 import contextlib
@@ -12,51 +11,32 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vitcourse import runtime, vit
 from vitcourse.classify import DEFAULT_MODEL
+from vitcourse.teach import simulated
 from vitcourse.vit import ViT
 
 ON_GPU = runtime.DEVICE.type == "cuda"
 
 
-class Operators(TorchDispatchMode):
-    """The operators called, with their arguments and results."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: list[tuple] = []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **(kwargs or {}))
-        self.calls.append((operator, args, kwargs or {}, result))
-        return result
-
-
-class StandIn:
+class StandIn(simulated.Recording):
     """For `torch.cuda.CUDAGraph`. Its memory is the tensors that it saw while it was recorded."""
 
     pools: list[object]  # that were asked for, by all graphs of a test
 
     def __init__(self):
-        self.operators = Operators()
+        super().__init__()
         self._pool = object()
 
     @classmethod
-    def record(cls, graph: "StandIn", pool: object | None = None) -> Operators:
+    def record(cls, graph: "StandIn", pool: object | None = None) -> "StandIn":
         cls.pools.append(pool)
         graph._pool = pool or graph._pool
-        return graph.operators
+        return graph
 
     def pool(self) -> object:
         return self._pool
-
-    def replay(self) -> None:
-        for operator, args, kwargs, result in self.operators.calls:
-            for old, new in zip(tree_leaves(result), tree_leaves(operator(*args, **kwargs))):
-                old.copy_(new)
 
 
 @pytest.fixture

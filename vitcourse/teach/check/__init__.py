@@ -26,6 +26,7 @@ from .lesson_12 import block, block_traffic, parallel_block
 from .lesson_13 import flops, parameters, resize_positions, vit
 from .lesson_14 import load_by_hand, our_name, read_safetensors, to_pixel_values
 from .lesson_15 import faults, first_divergence, layer_outputs, relative_error
+from .lesson_16 import busy_and_idle, fold, graphed, time_model
 
 __all__ = [
     "Verdict",
@@ -43,6 +44,7 @@ __all__ = [
     "block",
     "block_traffic",
     "bmm",
+    "busy_and_idle",
     "cross_entropy",
     "cross_entropy_gradient",
     "dropout",
@@ -51,7 +53,9 @@ __all__ = [
     "first_divergence",
     "floor_us",
     "flops",
+    "fold",
     "gelu_tanh",
+    "graphed",
     "head_offset",
     "image_gradient",
     "layer_norm",
@@ -86,6 +90,7 @@ __all__ = [
     "sum_rows",
     "tile_of",
     "tiles",
+    "time_model",
     "to_pixel_values",
     "vit",
     "weight_gradients",
