@@ -292,7 +292,7 @@ PRODUCTS = [
      products.test_linear_drawn,
      {"leading": (), "M": 5, "N": 7, "K": 3, "at": DENSE, "activation": "gelu_tanh", "given_": (True, False), "seed": 0,
       "dtype": SINGLE}),
-    (LINEAR, "linear_kernel", "accumulator += tl.load(bias_ptr", "accumulator -= tl.load(bias_ptr",
+    (LINEAR, "linear_kernel", "accumulator += bias", "accumulator -= bias",
      products.test_linear_with_some_of_it_frozen, {"dtype": SINGLE, "activation": "relu", "needed": ["weight"]}),
     (LINEAR, "linear_kernel", "tl.minimum(first + share, K)", "first + share - BLOCK_K", products.test_linear_small_blocks,
      product(M=80)),

@@ -118,11 +118,12 @@ def norm_linear_kernel(
             b_ptrs += BLOCK_K
 
     if NORM:
-        count = tl.maximum(tl.minimum(K - part * width, width), 0).to(tl.float32)[:, None]
-        mean = tl.sum(means * count, axis=0) / K
+        count = tl.minimum(K - part * width, width).to(tl.float32)[:, None]
+        # Masked after each product: layer_norm.py says why.
+        mean = tl.sum(tl.where(inside, means * count, 0.0), axis=0) / K
         apart = means - mean[None, :]
-        rstd = 1.0 / tl.sqrt(tl.sum(squares + count * apart * apart, axis=0) / K + eps)
-        accumulator = (accumulator - mean[:, None] * column_sums[None, :]) * rstd[:, None]
+        variance = tl.sum(tl.where(inside, squares + count * apart * apart, 0.0), axis=0) / K
+        accumulator = (accumulator - mean[:, None] * column_sums[None, :]) * (1.0 / tl.sqrt(variance + eps))[:, None]
     if HAS_BIAS:
         accumulator += bias.to(tl.float32)[None, :]
     accumulator = activate(accumulator, ACTIVATION)
@@ -135,7 +136,6 @@ def norm_linear_kernel(
         inside_row = (n < N)[None, :]
         piece_mean = tl.sum(tl.where(inside_row, result, 0.0), axis=1) / tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)
         off = result - piece_mean[:, None]
-        # Masked after the square, as layer_norm.py's are: threads that hold one row have to agree on its sum.
         piece_squares = tl.sum(tl.where(inside_row, off * off, 0.0), axis=1)
         place = new_moments_ptr + tile_n.to(tl.int64) * M + m
         tl.store(place, piece_mean, mask=m < M)
