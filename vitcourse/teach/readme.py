@@ -119,8 +119,8 @@ def draw(rows: Sequence[measure.Measurement], dark: bool) -> plt.Figure:
     """Speed against the fastest peer's at every batch size, a panel each."""
     with plt.rc_context(figures.STYLE | {"axes.grid": False} | (DARK if dark else {})):
         batches = _batches(rows)
-        figure, panels = plt.subplots(1, len(batches), figsize=(11, 3), sharey=True)
-        for panel, batch in zip(panels, batches):
+        figure, _ = plt.subplots(1, len(batches), figsize=(11, 3), sharey=True)
+        for panel, batch in zip(figure.axes, batches):
             mine = _forward(rows, batch)
             best = _best_peer(mine).ms
             speeds = [best / mine[name].ms if name in mine else 0.0 for name in SHOWN]
