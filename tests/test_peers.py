@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vitcourse import peers, runtime
 from vitcourse.vit import ViT, ViTConfig
@@ -125,14 +126,26 @@ def test_the_error_is_a_distance_from_the_exact_logits() -> None:
     assert math.isnan(peers.logits_error("tiny", torch.float16, truth * math.nan))
 
 
-def test_the_exact_logits_are_of_the_rounded_weights_and_pixels() -> None:
-    """Otherwise the error of float16 would be that of rounding the weights, which every library has."""
-    with torch.inference_mode():
-        rounded = peers.build("hf-eager", "tiny", torch.float16).double()
-        expected = rounded(peers.pixels("tiny", 8, torch.float16).double()).logits
-    assert torch.equal(peers.exact("tiny", torch.float16), expected.cpu())
-    far = (peers.exact("tiny", torch.float32) - peers.exact("tiny", torch.float16)).norm()
-    assert far > 1e-4 * expected.norm()
+def test_the_exact_logits_against_a_vit_written_out(dtype: torch.dtype) -> None:
+    """In float64 throughout, of weights and pixels rounded to the type: else all errors would have a part in common."""
+    w = {name: tensor.to(dtype).double() for name, tensor in peers.drawn("tiny")["vitcourse"].items()}
+    x = peers.pixels("tiny", peers.COMPARED, dtype).double().cpu()
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, (32,), w[f"{name}.weight"], w[f"{name}.bias"], TINY.layer_norm_eps)
+
+    x = F.conv2d(x, w["patch_embedding.weight"], w["patch_embedding.bias"], stride=4).flatten(2).transpose(1, 2)
+    x = torch.cat([w["class_token"].expand(len(x), 1, 32), x], 1) + w["position_embedding"]
+    for block in ("blocks.0", "blocks.1"):
+        q, k, v = linear(norm(x, f"{block}.norm1"), f"{block}.attention.qkv").unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        attended = ((q @ k.transpose(-1, -2)) / 16**0.5).softmax(-1) @ v
+        x = x + linear(attended.transpose(1, 2).flatten(2), f"{block}.attention.output")
+        x = x + linear(F.gelu(linear(norm(x, f"{block}.norm2"), f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
+    logits = linear(norm(x[:, 0], "norm"), "classifier")
+    torch.testing.assert_close(peers.exact("tiny", dtype), logits, rtol=1e-12, atol=1e-12)
 
 
 def test_models_are_built_on_the_device_in_eval_mode() -> None:

@@ -42,7 +42,8 @@ def ours_from_hugging_face(config: ViTConfig, theirs: dict[str, torch.Tensor]) -
     misfits = set(files).symmetric_difference(name for names in sources.values() for name in names)
     if misfits:
         raise ValueError(f"Hugging Face's weights are not those of our model: {', '.join(sorted(misfits))}")
-    return {name: torch.cat([files[source] for source in names]) for name, names in sources.items()}
+    parts = {name: [files[source] for source in names] for name, names in sources.items()}
+    return {name: torch.cat(tensors) if len(tensors) > 1 else tensors[0] for name, tensors in parts.items()}
 
 
 def timm_from_ours(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -105,8 +106,11 @@ def pixels(model: str, batch: int, dtype: torch.dtype) -> torch.Tensor:
 
 @functools.cache
 def exact(model: str, dtype: torch.dtype) -> torch.Tensor:
-    """The first COMPARED images' logits in float64, on the CPU: Hugging Face's, of weights and pixels rounded to `dtype`."""
-    truth, pixel_values = build("hf-eager", model, dtype).double(), pixels(model, COMPARED, dtype).double()
+    """The first COMPARED images' logits in float64, on the CPU: Hugging Face's, of weights and pixels rounded to `dtype`.
+
+    With SDPA, because Hugging Face's eager attention has its softmax in float32 whatever the type.
+    """
+    truth, pixel_values = build("hf-sdpa", model, dtype).double(), pixels(model, COMPARED, dtype).double()
     with torch.inference_mode():
         return truth(pixel_values).logits.cpu()
 
