@@ -301,13 +301,12 @@ def test_a_run_writes_what_it_has_and_goes_on_after_a_failure(
     build, order = peers.build, []
 
     def broken(kind: str, model: str, dtype: torch.dtype, with_drawn: bool = True) -> torch.nn.Module:
-        if (kind, model) == ("hf-sdpa", "ViT-L/16"):
+        if (kind, model) == ("hf-eager", "ViT-L/16"):
             raise torch.OutOfMemoryError("CUDA out of\nmemory")
         return build(kind, model, dtype, with_drawn)
 
-    def profiled(batch: int) -> list[Measurement]:
-        order.append(f"profile {batch}")
-        return [row(provider="part", batch=batch)]
+    def run(command: list[str], check: bool) -> None:
+        order.append(" ".join(command[1:]))
 
     def seconds(provider: str) -> float:
         order.append(f"first {provider}, {len(measure_rows())} rows")
@@ -320,26 +319,27 @@ def test_a_run_writes_what_it_has_and_goes_on_after_a_failure(
             return list(csv.DictReader(handle))
 
     monkeypatch.setattr(peers, "build", broken)
-    monkeypatch.setattr(bench, "profile", profiled)
+    monkeypatch.setattr(bench.subprocess, "run", run)
     monkeypatch.setattr(bench, "time_to_first_result", seconds)
-    names = ["vitcourse", "vitcourse-graph", "hf-sdpa", "hf-compile"]
+    monkeypatch.setattr(bench, "LARGER_BATCH", 3)
+    names = ["vitcourse", "vitcourse-graph", "hf-eager", "hf-sdpa", "hf-compile"]
     rows = bench.run_all((1, 2), None, names, list(peers.MODELS), tmp_path)
-    # 3 providers at 2 batches, then ours and hf-sdpa in two other types, then ours of the larger model: 3 rows each.
-    quick = 3 * (3 * 2 + 2 * 2 + 2)
+    # 4 providers at 2 batches, ours and hf-sdpa in two other types, 3 providers of the larger model: 3 rows each.
+    quick, compiled = 3 * (4 * 2 + 2 * 2 + 3), 3 * (2 + 1)
     assert order == [
-        "profile 1", "profile 2", f"first vitcourse, {quick} rows", f"first hf-sdpa, {quick + 1} rows",
-        f"first hf-compile, {quick + 2 + 3 * 2} rows",
-    ]  # fmt: skip
-    assert len(measure_rows()) == len(rows) == quick + 2 + 3 * 2
-    assert [r.provider for r in rows[-6:]] == ["hf-compile"] * 6
-    assert {r.value for r in rows if r.metric == "logits error" and r.dtype == "float32"} < {r.value for r in rows}
+        f"-m vitcourse bench --profile 1,2 --out {tmp_path}",
+        f"first vitcourse, {quick} rows",
+        f"first hf-sdpa, {quick + 1} rows",
+        f"first hf-compile, {quick + 2 + compiled} rows",
+    ]
+    assert len(measure_rows()) == len(rows) == quick + 2 + compiled
+    assert [r.provider for r in rows[-compiled:]] == ["hf-compile"] * compiled and rows[-1].batch == 3
     assert max(r.value for r in rows if r.metric == "logits error") < 4e-3, "every provider has the same weights"
-    with (tmp_path / "vit_profile.csv").open() as handle:
-        assert [line["batch"] for line in csv.DictReader(handle)] == ["1", "2"]
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
-    assert len(told) == 3, "hf-sdpa and hf-compile of the larger model, and a first result"
-    assert "hf-sdpa" in told[0] and "ViT-L/16" in told[0] and told[0].endswith("OutOfMemoryError: CUDA out of memory")
-    assert told[2] == "left out: first_row of hf-compile: RuntimeError: no result"
+    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(told) == 2, "hf-eager of the larger model, and a first result"
+    assert told[0].split()[:3] == ["ViT-L/16", "hf-eager", HALF]
+    assert told[0].endswith("  left out: forward: OutOfMemoryError: CUDA out of memory")
+    assert told[1] == "hf-compile  left out: first_row: RuntimeError: no result"
 
 
 # The profile
@@ -484,6 +484,14 @@ def test_what_is_asked_is_measured(measured: list[tuple], tmp_path: Path, capsys
         (bench.BATCHES, None, list(bench.PROVIDERS), list(peers.MODELS), None),
     ]
     assert capsys.readouterr().out.startswith("a GPU\n")
+
+
+def test_a_profile_alone(measured: list[tuple], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "profile", lambda batch: [row(provider="part", batch=batch)])
+    assert main(["bench", "--profile", "1,256", "--out", str(tmp_path)]) == 0
+    with (tmp_path / "vit_profile.csv").open(newline="") as handle:
+        assert [line["batch"] for line in csv.DictReader(handle)] == ["1", "256"]
+    assert not measured
 
 
 # The recording

@@ -200,6 +200,9 @@ class Job(NamedTuple):
     label: str
     batch: int
 
+    def __str__(self) -> str:
+        return f"{self.model:9} {self.provider:26} {self.label:8} batch {self.batch:3}"
+
 
 def plan(
     batches: tuple[int, ...], autotune_batches: tuple[int, ...] | None, names: list[str], models: list[str]
@@ -240,17 +243,19 @@ def forward(job: Job, ceilings: measure.Ceilings) -> list[measure.Measurement]:
     with torch.inference_mode(), float32_precision("high" if job.label == "tf32" else "highest"):
         started = time.perf_counter()
         function = prepare(model, how, pixel_values)
-        output = function()
+        function()
         torch.cuda.synchronize()
         prepared = time.perf_counter() - started
+        for _ in range(2):  # max-autotune records CUDA graphs of its own in the second call
+            function()
+        torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() / 1e9
-        error = peers.logits_error(job.model, dtype, output)
-        del output  # a compiled model may write the next one in its place
+        error = peers.logits_error(job.model, dtype, function())
         times = measure.milliseconds(function, rep=REP)
     speed = 1e3 * job.batch / times[0]
     limit = 1e3 * job.batch / ceilings.floor_ms(*work(peers.MODELS[job.model], job.batch, dtype.itemsize), job.label)
     print(
-        f"{job.model:9} {job.provider:26} {job.label:8} batch {job.batch:3}  {times[0]:8.3f} ms  {speed:8.0f} images/s"
+        f"{job}  {times[0]:8.3f} ms  {speed:8.0f} images/s"
         f"  {100 * speed / limit:3.0f} % of the limit  error {error:.1e}  {memory:5.2f} GB  (prepared in {prepared:.1f} s)",
         flush=True,
     )
@@ -260,6 +265,13 @@ def forward(job: Job, ceilings: measure.Ceilings) -> list[measure.Measurement]:
         measure.measurement(job.provider, times, metric="logits error", value=error, **same),
         measure.measurement(job.provider, times, metric="GB peak", value=memory, **same),
     ]
+
+
+def profile_apart(batches: tuple[int, ...], directory: Path | None) -> list[measure.Measurement]:
+    """Record `profile` in a process of its own: where a profiler has run, launches may be slower for good. Returns no rows."""
+    command = [sys.executable, "-m", "vitcourse", "bench", "--profile", ",".join(map(str, batches))]
+    subprocess.run(command + (["--out", str(directory)] if directory else []), check=True)
+    return []
 
 
 def first_row(provider: str) -> list[measure.Measurement]:
@@ -279,7 +291,7 @@ def attempt(function: Callable[..., list[measure.Measurement]], *arguments: obje
         return function(*arguments)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        print(f"left out: {function.__name__} of {arguments[0]}: {type(error).__name__}: {reason}", flush=True)
+        print(f"{arguments[0]}  left out: {function.__name__}: {type(error).__name__}: {reason}", flush=True)
         return []
 
 
@@ -305,10 +317,8 @@ def run_all(
 
     for job in quick:
         record(forward, job, ceilings)
-    if BASE in models:
-        parts = [row for batch in sorted({min(batches), max(batches)}) for row in attempt(profile, batch)]
-        if parts:
-            measure.write("vit_profile", parts, directory)
+    if "vitcourse-graph" in names and BASE in models:
+        record(profile_apart, tuple(sorted({min(batches), max(batches)})), directory)
     for name in first:
         if "compile" not in name:
             record(first_row, name)
@@ -361,6 +371,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--autotune-batches", type=_batches, help="the only batch sizes for max-autotune, which takes minutes each"
     )
+    parser.add_argument("--profile", type=_batches, help="record only a profile of our CUDA graph, at these batch sizes")
     parser.add_argument("--out", type=Path, help="folder for the CSV files (default: benchmarks/<gpu>)")
     parser.add_argument("--first-result", choices=PROVIDERS, help=argparse.SUPPRESS)
 
@@ -379,6 +390,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.first_result:
         first_result(arguments.first_result)
+        return 0
+    if arguments.profile:
+        parts = [row for batch in arguments.profile for row in profile(batch)]
+        print(f"profile written to {measure.write('vit_profile', parts, arguments.out)}")
         return 0
     chosen = []
     for what, text, known in (("providers", arguments.providers, PROVIDERS), ("models", arguments.models, peers.MODELS)):
