@@ -243,10 +243,11 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple]]:
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3_210_000_000)
-    for function in (peers.drawn, peers.exact):
+    cached = peers.drawn, peers.exact
+    for function in cached:
         function.cache_clear()
     yield done
-    for function in (peers.drawn, peers.exact):
+    for function in cached:
         function.cache_clear()
 
 
@@ -292,6 +293,15 @@ def test_the_providers_are_what_their_names_say(on_a_gpu: list[tuple]) -> None:
         pixel_values.neg_()
         torch.testing.assert_close(replay().logits, expected)
     assert on_a_gpu == [("compiled", False, None), ("compiled", False, "max-autotune")]
+
+
+@interpreter_only
+def test_a_first_result_says_so_and_draws_no_weights(
+    on_a_gpu: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "drawn", lambda model: pytest.fail("that would be part of the time"))
+    bench.first_result("hf-compile")
+    assert capsys.readouterr().out == "first result\n" and on_a_gpu == [("compiled", False, None)]
 
 
 @interpreter_only

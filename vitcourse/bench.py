@@ -122,7 +122,7 @@ def half_label() -> str:
 def first_result(provider: str) -> None:
     """For a fresh process: build `provider`, run it once on one image, and say so on standard output."""
     kind, how = PROVIDERS[provider]
-    pixel_values = torch.randn(1, 3, *CONFIG.image_shape, device="cuda", dtype=half_precision())
+    pixel_values = torch.randn(1, 3, *CONFIG.image_shape, device=runtime.DEVICE, dtype=half_precision())
     model = peers.build(kind, BASE, half_precision(), with_drawn=False)
     with torch.inference_mode():
         prepare(model, how, pixel_values)()
@@ -366,8 +366,8 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=_batches, default=BATCHES, help="batch sizes, separated by commas")
-    parser.add_argument("--providers", default=",".join(PROVIDERS), help="of these, separated by commas")
-    parser.add_argument("--models", default=",".join(peers.MODELS), help="of these, separated by commas")
+    for option, known in (("--providers", PROVIDERS), ("--models", peers.MODELS)):
+        parser.add_argument(option, default=",".join(known), help=f"some of {','.join(known)}")
     parser.add_argument(
         "--autotune-batches", type=_batches, help="the only batch sizes for max-autotune, which takes minutes each"
     )
