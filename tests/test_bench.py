@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_graphed import StandIn
 
-from vitcourse import bench, measure, peers, runtime
+from vitcourse import bench, fused, measure, peers, runtime
 from vitcourse.__main__ import main
 from vitcourse.measure import Measurement
 from vitcourse.teach import figures, readme
@@ -355,38 +355,20 @@ def test_a_run_writes_what_it_has_and_goes_on_after_a_failure(
 # The profile
 
 
-def test_every_kernel_of_a_pass_has_a_name() -> None:
-    """As many as ViT.forward launches, in a small model."""
-    from vitcourse.teach import trace
-
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, image_size=8, patch_size=4,
-        id2label=dict.fromkeys(range(5), "label"),
-    )  # fmt: skip
-    model = bench.ViT(config).eval()
-    with torch.inference_mode():
-        launched = [launch.kernel for launch in trace.record(model, torch.randn(1, 3, 8, 8)).launches]
-    names = bench.operations(config)
-    kernels = {"patch embedding + position": "patch_embed", "norm": "layer_norm", "attention": "attention"}
-    assert len(names) == len(launched)
-    for name, kernel in zip(names, launched):
-        assert kernels.get(name, "linear") in kernel and kernel.endswith("_kernel")
-
-
 def event(name: str, start: float, us: float, device: str = "CUDA") -> SimpleNamespace:
-    span = SimpleNamespace(start=start, elapsed_us=lambda: us)
+    span = SimpleNamespace(start=start, end=start + us)
     return SimpleNamespace(name=name, time_range=span, device_type=getattr(torch.autograd.DeviceType, device))
 
 
 @pytest.fixture
 def profiled(on_a_gpu: list[tuple], monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
-    """The events that a profile of two passes finds: of kernels, of which the place in a pass is the time in microseconds."""
-    names = bench.operations(bench.CONFIG)
+    """The events that a profile of two passes finds. Every kernel ends 2 us after the one before, which it starts ahead of."""
+    names = fused.operations(bench.CONFIG, True)
     events = []
     for start in (0, 1000):
         events += [event("void at::native::vectorized_elementwise_kernel<bitwise_not_kernel_cuda>(int)", start, 77.0)]
         events += [event("Memcpy DtoD (Device -> Device)", start + 100, 5.0)]
-        events += [event("some_kernel", start + 200 + place, 1.0 + place) for place in range(len(names))]
+        events += [event("some_kernel", start + 200 + place, 2.0 + place) for place in range(len(names))]
         events += [event("Memcpy DtoD (Device -> Device)", start + 900, 3.0), event("cudaGraphLaunch", start, 50.0, "CPU")]
     recording = SimpleNamespace(events=lambda: events[::-1])
     context = SimpleNamespace(__enter__=lambda: recording)
@@ -408,11 +390,11 @@ def profiled(on_a_gpu: list[tuple], monkeypatch: pytest.MonkeyPatch) -> list[Sim
 @interpreter_only
 def test_the_profile_names_kernels_by_their_place_and_adds_up(profiled: list[SimpleNamespace]) -> None:
     rows = bench.profile(4, passes=2)
-    names = bench.operations(bench.CONFIG)
+    names = fused.operations(bench.CONFIG, True)
     us = {row.shape: 1e3 * row.ms for row in rows}
     assert list(us) == [*dict.fromkeys(names), "copies", "between kernels"]
     for name in names:
-        assert us[name] == pytest.approx(sum(1 + place for place, other in enumerate(names) if other == name))
+        assert us[name] == pytest.approx(2 * names.count(name))
     assert us["copies"] == pytest.approx(8)
     assert sum(us.values()) == pytest.approx(2000), "the measured time of a pass"
     assert all(row.value == pytest.approx(100 * row.ms / 2, rel=1e-4) for row in rows)

@@ -7,6 +7,7 @@ peer that is not installed, is told and left out.
 import argparse
 import contextlib
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import measure, peers, runtime
+from . import fused, measure, peers, runtime
 from .vit import ViT, ViTConfig
 
 BASE = "ViT-B/16"
@@ -149,19 +150,14 @@ def time_to_first_result(provider: str) -> float:
         raise RuntimeError(f"{provider} gave no result in a fresh process (exit status {process.wait()})")
 
 
-def operations(config: ViTConfig) -> list[str]:
-    """The names of the kernels of our forward pass, one a kernel, in the order in which they run."""
-    block = ["norm", "qkv", "attention", "out + residual", "norm", "fc1 + gelu", "fc2 + residual"]
-    return ["patch embedding + position", *block * config.num_hidden_layers, "norm", "classifier"]
-
-
 def profile(batch: int, passes: int = 20) -> list[measure.Measurement]:
     """The time of a pass of our CUDA graph by operation, each one kernel, told by its place in the order.
 
-    "copies" are of the input and the output; "between kernels" is what remains of the measured time of a pass, so that the
-    rows add up to it. Raises RuntimeError where a pass has not as many kernels as `operations` has names.
+    Where a kernel starts before the one in front of it has ended, the time of both counts for the first. "copies" are of the
+    input and the output; "between kernels" is what remains of the measured time of a pass, so that the rows add up to it.
+    Raises RuntimeError where a pass has not as many kernels as `fused.operations` has names.
     """
-    names = operations(CONFIG)
+    names = fused.operations(CONFIG, fused.pays(CONFIG, batch))
     pixel_values = peers.pixels(BASE, batch, half_precision())
     model = peers.build("vitcourse", BASE, half_precision())
     cache = torch.empty(256 << 20, dtype=torch.uint8, device=runtime.DEVICE)
@@ -175,13 +171,15 @@ def profile(batch: int, passes: int = 20) -> list[measure.Measurement]:
             torch.cuda.synchronize()
     events = [event for event in recording.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     events = sorted((event for event in events if "bitwise_not" not in event.name), key=lambda event: event.time_range.start)
-    kernels, others = ([event for event in events if event.name.endswith("_kernel") == ours] for ours in (True, False))
-    if len(kernels) != passes * len(names):
-        raise RuntimeError(f"{len(kernels)} kernels in {passes} passes; {len(names)} a pass were expected")
+    kernels = sum(event.name.endswith("_kernel") for event in events)
+    if kernels != passes * len(names):
+        raise RuntimeError(f"{kernels} kernels in {passes} passes; {len(names)} a pass were expected")
     ms = dict.fromkeys([*names, "copies"], 0.0)
-    for place, event in enumerate(kernels):
-        ms[names[place % len(names)]] += event.time_range.elapsed_us() / 1e3 / passes
-    ms["copies"] = sum(event.time_range.elapsed_us() for event in others) / 1e3 / passes
+    order, reached = itertools.cycle(names), 0.0
+    for event in events:
+        name = next(order) if event.name.endswith("_kernel") else "copies"
+        ms[name] += max(0.0, event.time_range.end - max(event.time_range.start, reached)) / 1e3 / passes
+        reached = max(reached, event.time_range.end)
     ms["between kernels"] = whole - sum(ms.values())
     return [
         measure.measurement(

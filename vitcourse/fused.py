@@ -34,12 +34,14 @@ def operations(config: ViTConfig, fused: bool) -> list[str]:
 
 
 class Fused:
-    """`model(pixel_values)` for a model in eval mode, without gradients; called from one stream at a time."""
+    """`model(pixel_values)` for a model in eval mode, without gradients.
 
-    def __init__(self, model: ViT):
-        self.model = model
+    overlap: let kernels start before the one in front of them has ended, where the GPU can.
+    """
+
+    def __init__(self, model: ViT, overlap: bool = True):
+        self.model, self.overlap = model, overlap
         blocks = list(model.blocks)
-        # The first block's input has no moments: its norm stays a kernel.
         self._pairs = [(block.norm1, block.attention.qkv) for block in blocks[1:]]
         self._pairs += [(block.norm2, block.mlp.fc1) for block in blocks]
         heads = (model.classifier, model.distillation_classifier)
@@ -74,23 +76,23 @@ class Fused:
         first = None if model.classifier is None else model.config.prefix_tokens
         for block in model.blocks:
             attention = block.attention
-            packed = attention.qkv(block.norm1(x)) if moments is None else self._norm(block.norm1, attention.qkv, x, moments)
-            query, key, value = attention.split(packed)
+            query, key, value = attention.split(self._norm(block.norm1, attention.qkv, x, moments))
             seen = first if block is model.blocks[-1] else None
             attended = kernels.scaled_dot_product_attention(query[:, :, :seen], key, value).transpose(1, 2).flatten(2)
             x, moments = self._linear(attention.output, attended, x[:, :seen])
             wide = self._norm(block.norm2, block.mlp.fc1, x, moments)
             x, moments = self._linear(block.mlp.fc2, wide, x)
-        if model.classifier is None or moments is None:
-            x = model.norm(x[:, :first])
-            return x if model.classifier is None else model.classify(x)
+        if model.classifier is None:
+            return model.norm(x)
         logits = self._norm(model.norm, model.classifier, x, moments)[:, 0]
         if model.distillation_classifier is not None:
             logits = (logits + self._norm(model.norm, model.distillation_classifier, x, moments)[:, 1]) / 2
         return logits
 
     def _norm(self, norm, linear, x, moments):
-        return norm_linear(x, moments, self._folded[linear], eps=norm.eps, activation=linear.activation)
+        if moments is None:  # of the embedding's result: the first norm stays a kernel
+            return linear(norm(x))
+        return norm_linear(x, moments, self._folded[linear], eps=norm.eps, activation=linear.activation, overlap=self.overlap)
 
     def _linear(self, linear, x, residual):
-        return linear_moments(x, linear.weight, linear.bias, residual=residual)
+        return linear_moments(x, linear.weight, linear.bias, residual=residual, overlap=self.overlap)

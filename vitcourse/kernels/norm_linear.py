@@ -216,6 +216,7 @@ def fold(norm_weight: torch.Tensor, norm_bias: torch.Tensor, weight: torch.Tenso
 def _product(
     config: Config, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, column_sums: torch.Tensor | None,
     moments: torch.Tensor | None, width: int, eps: float, residual: torch.Tensor | None, activation: str | None, keep: bool,
+    overlap: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Launch the kernel: x (M, K) and weight (N, K), dense rows. The result (M, N), and its moments if `keep`, else nothing."""
     (M, K), N = x.shape, weight.shape[0]
@@ -227,7 +228,7 @@ def _product(
     tma = capability() >= 90 and K > 0 and _lies(x) == _lies(weight) == "rows"
     operands = _descriptors(config, [x, weight], [False, False]) if tma else [x, weight]
     options = config.options()
-    overlap = options.pop("OVERLAP", False) and tma
+    overlap = options.pop("OVERLAP", False) and overlap and tma
     norm_linear_kernel[(triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)](
         *operands, weight if overlap else None, bias, column_sums, moments, residual, output, new_moments if keep else None,
         M, N, K, width, eps, x.stride(0), N if residual is None else residual.stride(0),
@@ -243,7 +244,7 @@ def _config(place: int, M: int, N: int, K: int, itemsize: int) -> Config:
     return _interpreter_config(M, N, K) if INTERPRETER else CONFIGS[itemsize].candidates[place]
 
 
-def _fake(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, place):
+def _fake(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap, place):
     (M, K), N = x.shape, weight.shape[0]
     pieces = triton.cdiv(N, _config(place, M, N, K, x.element_size()).blocks["BLOCK_N"]) if keep else 0
     return x.new_empty((M, N)), x.new_empty((2, pieces, M), dtype=torch.float32)
@@ -251,16 +252,16 @@ def _fake(x, weight, bias, column_sums, moments, width, eps, residual, activatio
 
 @operator(
     "norm_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? column_sums, Tensor? moments, int width, float eps,"
-    " Tensor? residual, str? activation, bool keep, int place) -> (Tensor, Tensor)",
+    " Tensor? residual, str? activation, bool keep, bool overlap, int place) -> (Tensor, Tensor)",
     _fake,
 )
-def _norm_linear(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, place):
+def _norm_linear(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap, place):
     """`_product` with the configuration at `place` among the candidates."""
     config = _config(place, *x.shape[:1], *weight.shape, x.element_size())
-    return _product(config, x, weight, bias, column_sums, moments, width, eps, residual, activation, keep)
+    return _product(config, x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap)
 
 
-def _run(function, input, weight, bias, column_sums, moments, eps, residual, activation) -> tuple[torch.Tensor, Moments]:
+def _run(function, input, weight, bias, column_sums, moments, eps, residual, activation, overlap) -> tuple[torch.Tensor, Moments]:
     """Check what both functions take, choose a configuration, and launch."""
     values, width = moments or (None, 1)
     optional = {"bias": bias, "column_sums": column_sums, "moments": values, "residual": residual}
@@ -288,7 +289,7 @@ def _run(function, input, weight, bias, column_sums, moments, eps, residual, act
     )  # a view, but where rows are not evenly spaced
     x, residual = (tensor if tensor is None or tensor.stride(1) == 1 else tensor.contiguous() for tensor in (x, residual))
     activation = "gelu_fast" if activation == "gelu" and x.dtype == torch.bfloat16 else activation
-    arguments = (x, weight.contiguous(), bias, column_sums, values, width, eps, residual, activation, moments is None)
+    arguments = (x, weight.contiguous(), bias, column_sums, values, width, eps, residual, activation, moments is None, overlap)
     place = 0
     if not INTERPRETER:
         configs = CONFIGS[x.element_size()]
@@ -299,24 +300,31 @@ def _run(function, input, weight, bias, column_sums, moments, eps, residual, act
 
 
 def norm_linear(
-    input: torch.Tensor, moments: Moments, folded: Folded, *, eps: float, activation: str | None = None
+    input: torch.Tensor, moments: Moments, folded: Folded, *, eps: float, activation: str | None = None, overlap: bool = True
 ) -> torch.Tensor:
     """activation(linear(layer_norm(input))), of the two layers that `fold` made into one. No gradient.
 
     input: (..., in_features), as `linear_moments` returned it with `moments`; eps: the layer norm's; activation: as of `linear`.
+    overlap: with few rows, start while the kernel before is at work, where the GPU can (sm_90).
     Raises ValueError or TypeError for another shape or type, and where a gradient is wanted.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"norm_linear: activation is {activation!r}; accepted: {', '.join(map(repr, ACTIVATIONS))}")
     weight, bias, column_sums = folded
-    return _run("norm_linear", input, weight, bias, column_sums, moments, eps, None, activation)[0]
+    return _run("norm_linear", input, weight, bias, column_sums, moments, eps, None, activation, overlap)[0]
 
 
 def linear_moments(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, residual: torch.Tensor
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    residual: torch.Tensor,
+    overlap: bool = True,
 ) -> tuple[torch.Tensor, Moments]:
     """input @ weight.T + bias + residual, and the moments of its rows for `norm_linear`. No gradient.
 
-    Shapes as of `linear`, one type for all. Raises ValueError or TypeError for another, and where a gradient is wanted.
+    Shapes as of `linear`, one type for all; overlap: as of `norm_linear`. Raises ValueError or TypeError for another shape or
+    type, and where a gradient is wanted.
     """
-    return _run("linear_moments", input, weight, bias, None, None, 0.0, residual, None)
+    return _run("linear_moments", input, weight, bias, None, None, 0.0, residual, None, overlap)
