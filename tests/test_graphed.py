@@ -64,6 +64,12 @@ class Counted(ViT):
         return super().forward(pixel_values)
 
 
+def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal up to rounding: what a graph runs for so few rows is `fused.Fused`."""
+    floor = 32 * torch.finfo(torch.float32).eps * expected.abs().max()
+    return result.shape == expected.shape and bool((result - expected).abs().max() <= floor)
+
+
 @pytest.fixture
 def model() -> Counted:
     loaded = ViT.from_pretrained(DEFAULT_MODEL)
@@ -98,7 +104,7 @@ def test_results_of_two_shapes_are_the_models_and_stay(model: Counted, graphs, m
         found, ran = passes(model, lambda: [fast(pixel_values=x) for x in inputs])
         assert ran == 0, "a graph is replayed"
         for x, result in zip(inputs, found):
-            assert torch.equal(result, model(x)) and not result.requires_grad
+            assert same(result, model(x)) and not result.requires_grad
             assert result.is_inference() == (mode is torch.inference_mode)
 
 
@@ -108,8 +114,8 @@ def test_a_graph_made_in_inference_mode_serves_outside_of_it(model: Counted, gra
         fast = model.graphed(x)
     with torch.no_grad():
         result, ran = passes(model, lambda: fast(pixels(2, seed=1)))
-        assert ran == 0 and torch.equal(result, model(pixels(2, seed=1)))
-        assert torch.equal(fast(x), model(x)), "an input of inference mode"
+        assert ran == 0 and same(result, model(pixels(2, seed=1)))
+        assert same(fast(x), model(x)), "an input of inference mode"
 
 
 @pytest.mark.skipif(ON_GPU, reason="asks the stand-in which pool it was given")
@@ -168,7 +174,7 @@ def test_under_autocast_the_model_runs(model: Counted) -> None:
         assert ran == 1 and result.dtype == torch.float16
         late = model.graphed(pixels(2))
     result, ran = passes(model, lambda: late(pixels(2)))
-    assert ran == 0 and torch.equal(result, model(pixels(2))), "and what was recorded under it is not"
+    assert ran == 0 and same(result, model(pixels(2))), "and what was recorded under it is not"
 
 
 @torch.inference_mode()
@@ -180,7 +186,7 @@ def test_weights_written_in_place_are_seen(model: Counted, graphs) -> None:
         parameter.mul_(0.5)
     model.load_state_dict(other.state_dict())
     result, ran = passes(model, lambda: fast(pixels(2)))
-    assert ran == 0 and torch.equal(result, other(pixels(2))) and not torch.equal(result, before)
+    assert ran == 0 and same(result, other(pixels(2))) and not torch.equal(result, before)
 
 
 @pytest.mark.parametrize("how", ["to", "assign"])

@@ -188,7 +188,11 @@ def test_hidden_states_and_attentions_of_every_layer(tmp_path: Path, changes: di
     for kept, theirs_kept in zip(out.hidden_states + out.attentions, expected.hidden_states + expected.attentions):
         assert difference(kept, theirs_kept) <= TOLERANCE
     assert torch.equal(out.last_hidden_state, ours.norm(out.hidden_states[-1]))
-    assert torch.equal(out.last_hidden_state if out.logits is None else out.logits, plain), "asking changes no result"
+    result = out.last_hidden_state if out.logits is None else out.logits
+    if runtime.INTERPRETER:
+        assert torch.equal(result, plain), "asking changes no result"
+    else:  # for logits alone the last block has fewer rows, and other blocks and orders of summing with them
+        assert difference(result, plain.cpu()) <= TOLERANCE
     assert (out.logits is None) == (ours.classifier is None)
 
 

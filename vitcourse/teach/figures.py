@@ -450,3 +450,51 @@ def draw_speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "b
 def speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat16") -> None:
     """ViT-B/16's images a second by provider at one batch size, as bars."""
     show(*draw_speeds(rows, batch, dtype))
+
+
+def waterfall(rows: Sequence[measure.Measurement], batches: Sequence[int]) -> None:
+    """`timing.forward`'s rows as falling bars: the time of each version, in the order of the rows, a panel a batch size."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(row.provider for row in rows))
+    ms = {(row.provider, row.batch): row.ms for row in rows}
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, panels = plt.subplots(1, len(batches), figsize=(9, 0.42 * len(names) + 1.1), sharey=True, squeeze=False)
+        for panel, batch in zip(panels[0], batches):
+            times = [ms.get((name, batch), 0.0) for name in names]
+            panel.barh(names, times, color=["#9aa5b1"] * (len(names) - 1) + [ACCENT])
+            for name, time in zip(names, times):
+                panel.text(time, name, f" {time:.3g} ms", va="center", fontsize=9)
+            panel.set(title=f"batch {batch}", xlim=(0, 1.35 * max(times)))
+            panel.xaxis.set_visible(False)
+            panel.spines["bottom"].set_visible(False)
+        panels[0][0].invert_yaxis()
+        _finish(panels[0][0], rows)
+    text = "; ".join(
+        f"{name}: " + ", ".join(f"{ms[name, batch]:.3g} ms at batch {batch}" for batch in batches if (name, batch) in ms)
+        for name in names
+    )
+    show(figure, f"Time of a forward pass of ViT-B/16 on one {rows[0].gpu}, step by step. {text}.")
+
+
+def timeline(rows: Sequence[measure.Measurement], until_us: float) -> None:
+    """`timing.timeline`'s rows as bars over time: when the GPU was at work, a line for each call, of its first `until_us`."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(row.provider for row in rows))
+    with plt.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = plt.subplots(figsize=(9, 0.55 * len(names) + 1.2))
+        shares = []
+        for place, name in enumerate(names):
+            spans = [(row.value, row.value + 1e3 * row.ms) for row in rows if row.provider == name]
+            bars = [(start, end - start) for start, end in spans if start < until_us]
+            axes.broken_barh(
+                bars, (place - 0.32, 0.64), facecolors=COLOURS[place % len(COLOURS)], edgecolor="white", linewidth=0.3
+            )
+            last = max(end for _, end in spans)
+            shares.append(f"{name}: {len(spans)} kernels in {last:,.0f} us, of which {sum(e - s for s, e in spans):,.0f} at work")
+        axes.set(xlim=(0, until_us), xlabel="microseconds since the first kernel", title="when the GPU is at work")
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        _finish(axes, rows)
+    show(figure, f"Kernels of one forward pass over time. {'; '.join(shares)}.")

@@ -145,6 +145,58 @@ def launches(name: str, functions: dict[str, Callable[[], object]], calls: int =
     return _finish(name, rows)
 
 
+def forward(
+    name: str, batches: Sequence[int], providers: dict[str, Callable[[int], Callable[[], object]]]
+) -> list[measure.Measurement]:
+    """Time whole forward passes, launches and all, at each of `batches`: milliseconds, and images a second.
+
+    providers: name to a function that, given a batch size, prepares the model and its input and returns what is to be timed.
+    """
+    if runtime.DEVICE.type != "cuda":
+        return _recorded(name)
+    rows = []
+    for batch in batches:
+        for provider, prepare in providers.items():
+            times = measure.milliseconds(prepare(batch), rep=200)
+            value = 1e3 * batch / times[0]
+            rows.append(measure.measurement(provider, times, metric="images/s", value=value, dtype="bfloat16", batch=batch))
+    return _finish(name, rows)
+
+
+def timeline(name: str, functions: dict[str, Callable[[], object]]) -> list[measure.Measurement]:
+    """When each kernel of one call ran on the GPU, by PyTorch's profiler: a row a kernel, `value` its start in microseconds.
+
+    `ms` is how long it took; the first kernel of a call starts at 0.
+    """
+    if runtime.DEVICE.type != "cuda":
+        return _recorded(name)
+    rows = []
+    for provider, function in functions.items():
+        for _ in range(3):
+            function()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+            function()
+            torch.cuda.synchronize()
+        events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        events.sort(key=lambda event: event.time_range.start)
+        for event in events:
+            start, took = event.time_range.start - events[0].time_range.start, event.time_range.end - event.time_range.start
+            kernel = event.name if event.name.endswith("_kernel") else "copy"
+            rows.append(measure.measurement(provider, (took / 1e3,) * 3, metric="start us", value=start, shape=kernel))
+    return _finish(name, rows)
+
+
+def forward_table(rows: Sequence[measure.Measurement]) -> str:
+    """`forward`'s rows as text: a line a provider, a column a batch size, in milliseconds."""
+    batches = sorted({row.batch for row in rows})
+    lines = ["".join([f"{'':32}", *(f"{f'batch {batch}':>13}" for batch in batches)])]
+    for provider in dict.fromkeys(row.provider for row in rows):
+        ms = {row.batch: row.ms for row in rows if row.provider == provider}
+        lines.append(f"{provider:32}" + "".join(f"{f'{ms[batch]:.3f} ms' if batch in ms else '-':>13}" for batch in batches))
+    return "\n".join(lines) if rows else ""
+
+
 def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
     """The rows as text: a line a place and a column a provider, each with its time and its share of the limit.
 
