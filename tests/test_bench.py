@@ -374,8 +374,8 @@ def profiled(on_a_gpu: list[tuple], monkeypatch: pytest.MonkeyPatch) -> list[Sim
     context = SimpleNamespace(__enter__=lambda: recording)
 
     class Profile:
-        def __init__(self, activities: list):
-            assert activities == [torch.profiler.ProfilerActivity.CUDA]
+        def __init__(self, activities: list, acc_events: bool):
+            assert activities == [torch.profiler.ProfilerActivity.CUDA] and acc_events
 
         def __enter__(self) -> SimpleNamespace:
             return context.__enter__()

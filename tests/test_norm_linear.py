@@ -97,6 +97,12 @@ def test_rows_far_from_zero_keep_their_variance(monkeypatch) -> None:
     assert abs(result.double().std(-1, correction=0) - 1).max() < 1e-3
 
 
+def same(result: torch.Tensor, expected: torch.Tensor) -> bool:
+    """The same bits; on a GPU, where another layout may be read another way, up to a rounding of the largest."""
+    floor = 0.0 if runtime.INTERPRETER else 2 * torch.finfo(result.dtype).eps * expected.abs().max()
+    return bool(((result - expected).abs() <= floor).all())
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "stepped", "padded"])
 def test_layouts(monkeypatch, dtype, layout) -> None:
     smaller_blocks(monkeypatch)
@@ -111,9 +117,9 @@ def test_layouts(monkeypatch, dtype, layout) -> None:
         return other
 
     y, others = linear_moments(lying(g["input"], 1), lying(g["before"], 2), residual=lying(g["residual"], 3))
-    assert torch.equal(y, x) and torch.equal(others.values, moments.values)
+    assert same(y, x) and same(others.values, moments.values)
     again = norm_linear(lying(x, 4), moments, Folded(lying(folded.weight, 5), *folded[1:]), eps=1e-6)
-    assert torch.equal(again, expected)
+    assert same(again, expected)
 
 
 def test_leading_dimensions_and_nothing(dtype) -> None:

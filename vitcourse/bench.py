@@ -164,7 +164,7 @@ def profile(batch: int, passes: int = 20) -> list[measure.Measurement]:
     with torch.inference_mode():
         graphed = prepare(model, "graph", pixel_values)
         whole = measure.milliseconds(graphed, rep=REP)[0]
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recording:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as recording:
             for _ in range(passes):
                 cache.bitwise_not_()  # out of L2 with what the last pass left there, as before every call that is timed
                 graphed()

@@ -57,9 +57,10 @@ from .linear import (
 def prefetch(weight_ptr, n, N, K, BLOCK_K: tl.constexpr):
     # A tile's rows of the weight from device memory into the L2 cache, a line of 128 bytes at a time; nothing is read here.
     LINE: tl.constexpr = 128 // (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
-    rows = weight_ptr + tl.minimum(n, N - 1)[:, None] * K + tl.arange(0, BLOCK_K // LINE)[None, :] * LINE
+    rows = weight_ptr + tl.minimum(n, N - 1)[:, None] * K
     for start in range(0, K, BLOCK_K):
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [rows + start], tl.int32, False, 1)
+        line = rows + tl.minimum(start + tl.arange(0, BLOCK_K // LINE) * LINE, K - 1)[None, :]
+        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [line], tl.int32, False, 1)
 
 
 @triton.jit

@@ -175,7 +175,7 @@ def timeline(name: str, functions: dict[str, Callable[[], object]]) -> list[meas
         for _ in range(3):
             function()
         torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiled:
             function()
             torch.cuda.synchronize()
         events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
