@@ -246,6 +246,12 @@ def test_weights_written_in_place_are_folded_again(pair) -> None:
     assert (model(x) - ours(x)).abs().max() <= floor and not torch.equal(model(x), before)
 
 
+def test_a_model_made_in_inference_mode_has_no_counters_and_runs() -> None:
+    with torch.inference_mode():
+        model = ViT(ViTConfig(**small(num_hidden_layers=1))).to(runtime.DEVICE).eval()
+        assert not fused.Fused(model).refold()
+
+
 def test_it_pays_for_few_rows() -> None:
     config = ViTConfig()
     assert fused.pays(config, 1) and fused.pays(config, 8) and not fused.pays(config, 32) and not fused.pays(config, 256)

@@ -54,12 +54,14 @@ class Fused:
         return fold(norm.weight, norm.bias, linear.weight, linear.bias)
 
     def _seen(self) -> list[int]:
-        return [p._version for pair in self._pairs for layer in pair for p in layer.parameters()]
+        parameters = (parameter for pair in self._pairs for layer in pair for parameter in layer.parameters())
+        return [0 if parameter.is_inference() else parameter._version for parameter in parameters]
 
     def refold(self) -> bool:
         """Fold again if a weight has been written to, into the same memory. Whether that was so.
 
-        PyTorch counts what is written in place: an optimizer's step, load_state_dict. It does not count writes to `.data`.
+        PyTorch counts what is written in place: an optimizer's step, load_state_dict. It does not count writes to `.data`, and
+        nothing of a model that was made in inference mode.
         """
         seen = self._seen()
         if seen == self._versions:

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from .. import measure
-from ..bench import SHAPE
+from ..bench import BATCHES, PROVIDERS, SHAPE
 from . import figures
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -31,9 +31,21 @@ def _forward(
     return {row.provider: row for row in rows if (row.batch, row.dtype, row.shape, row.metric) == wanted}
 
 
+def forward_rows(rows: Sequence[measure.Measurement]) -> list[measure.Measurement]:
+    """The speeds of ViT-B/16 in bfloat16."""
+    return [row for row in rows if (row.metric, row.dtype, row.shape) == ("images/s", "bfloat16", SHAPE)]
+
+
+def missing(rows: Sequence[measure.Measurement]) -> dict[str, list[int]]:
+    """The providers of `bench` that were not measured with ViT-B/16 in bfloat16, and at which batch sizes."""
+    found = {(row.provider, row.batch) for row in forward_rows(rows)}
+    lacking = {name: [batch for batch in BATCHES if (name, batch) not in found] for name in PROVIDERS}
+    return {name: batches for name, batches in lacking.items() if batches}
+
+
 def _batches(rows: Sequence[measure.Measurement]) -> list[int]:
     """The batch sizes at which ViT-B/16 was measured in bfloat16."""
-    return sorted({row.batch for row in rows if (row.metric, row.dtype, row.shape) == ("images/s", "bfloat16", SHAPE)})
+    return sorted({row.batch for row in forward_rows(rows)})
 
 
 def _peers(forward: dict[str, measure.Measurement]) -> list[measure.Measurement]:
@@ -106,6 +118,12 @@ def table(rows: Sequence[measure.Measurement]) -> str:
             + ", ".join(f"`{name}` {memory[name].value:.1f} GB" for name in SHOWN if name in memory)
             + ".",
         ]
+    if lacking := missing(rows):
+        parts = (
+            f"`{name}`" + ("" if len(at) == len(BATCHES) else f" at batch {', '.join(map(str, at))}")
+            for name, at in lacking.items()
+        )
+        lines += ["", f"Not in this recording: {'; '.join(parts)}."]
     lines += [
         "",
         f"One {rows[0].gpu}, {rows[0].date}, PyTorch {rows[0].torch.split('+')[0]}, Triton {rows[0].triton}, bfloat16 where "

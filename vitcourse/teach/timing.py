@@ -145,6 +145,15 @@ def launches(name: str, functions: dict[str, Callable[[], object]], calls: int =
     return _finish(name, rows)
 
 
+def launch_table(rows: Sequence[measure.Measurement]) -> str:
+    """`launches`' rows as text: a line a function, with what a call takes of the host's time and of the GPU's."""
+    us = {(row.provider, row.metric): row.value for row in rows}
+    lines = [f"{'':14}{'host':>12}{'GPU':>12}"]
+    for provider in dict.fromkeys(row.provider for row in rows):
+        lines.append(f"{provider:14}" + "".join(f"{us[provider, metric]:>9,.1f} us" for metric in ("host us", "GPU us")))
+    return "\n".join(lines) if rows else ""
+
+
 def forward(
     name: str, batches: Sequence[int], providers: dict[str, Callable[[int], Callable[[], object]]]
 ) -> list[measure.Measurement]:
