@@ -21,6 +21,7 @@ import test_dropout as dropout
 import test_gradients as gradients
 import test_kernels as forward
 import test_linear_gradients as products
+import test_norm_linear as norms
 import test_patch_embed_gradients as patches
 import torch
 import triton.language as tl
@@ -668,7 +669,41 @@ CROSS_ENTROPY = [
 ]  # fmt: skip
 
 
-TABLES = [*FORWARD, *BACKWARD, *PRODUCTS, *PERSISTENT, *ATTENTIONS, *PATCHES, *DROPOUT, *CROSS_ENTROPY]
+NORM_LINEAR = norms.MODULE
+
+
+def both(M: int = 5, K: int = 33, N: int = 7, **other) -> dict:
+    return {"monkeypatch": ..., "dtype": SINGLE, "M": M, "K": K, "N": N, "activation": None, "away": 0.0} | other
+
+
+OF_NORMS = (NORM_LINEAR, "norm_linear_kernel")
+NORMS = [
+    (*OF_NORMS, "means - mean[None, :]", "means", norms.test_both_in_a_row, both(away=30.0)),
+    (*OF_NORMS, "squares + count * apart * apart", "squares", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "means * count", "means * width", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "mean[:, None] * column_sums[None, :]", "mean[:, None]", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "tl.sqrt(variance + eps)", "tl.sqrt(variance)", norms.test_both_in_a_row, both(1, 1, 1)),
+    (*OF_NORMS, "part < parts", "part < parts - 1", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "tl.minimum(N - tile_n * BLOCK_N, BLOCK_N)", "BLOCK_N", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "result - piece_mean[:, None]", "result", norms.test_rows_far_from_zero_keep_their_variance,
+     {"monkeypatch": ...}),
+    (*OF_NORMS, "tl.where(inside_row, off * off, 0.0)", "off * off", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "accumulator += bias", "accumulator -= bias", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "m[:, None] * residual_row_stride", "m[:, None] * N", norms.test_layouts,
+     {"monkeypatch": ..., "dtype": SINGLE, "layout": "padded"}),
+    (*OF_NORMS, "m[:, None] * input_row_stride", "m[:, None] * K", norms.test_layouts,
+     {"monkeypatch": ..., "dtype": HALF, "layout": "padded"}),
+    (*OF_NORMS, "k[None, :] < K - start", "k[None, :] < K", norms.test_both_in_a_row, both(N=23)),
+    (*OF_NORMS, "activate(accumulator, ACTIVATION)", "accumulator", norms.test_both_in_a_row, both(activation="gelu")),
+    (*OF_NORMS, "tl.store(place, piece_mean, mask=m < M)", "tl.store(place, piece_mean, mask=m <= M)", norms.test_both_in_a_row,
+     both()),
+    (*OF_NORMS, "tl.store(output_ptr + m[:, None] * N + n[None, :], result, mask=mask)",
+     "tl.store(output_ptr + m[:, None] * N + n[None, :], result, mask=(m < M)[:, None] & (n <= N)[None, :])",
+     norms.test_both_in_a_row, both()),
+]  # fmt: skip
+
+
+TABLES = [*FORWARD, *BACKWARD, *PRODUCTS, *PERSISTENT, *ATTENTIONS, *PATCHES, *DROPOUT, *CROSS_ENTROPY, *NORMS]
 
 
 def name_of(entry: object) -> str:
