@@ -121,7 +121,7 @@ def machine_code(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([disassembler, "-c", "-ndf", file.name], capture_output=True, text=True, check=True).stdout
 
 
 def instructions(code: str) -> Iterator[tuple[str, str, list[str]]]:
