@@ -5,8 +5,8 @@ BIN := .venv/bin
 MODEL ?=
 IMAGE ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-# Two workers: the interpreter uses one core a process, and a GPU is shared between them.
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# Two workers: the interpreter uses one core a process, and a GPU is shared between them. More threads would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: help run test lab bench lint
 

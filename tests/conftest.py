@@ -1,5 +1,6 @@
 """What every test file shares. `vitcourse` is imported before anything that imports Triton: it decides where kernels run."""
 
+import gc
 import zlib
 
 import vitcourse  # noqa: F401  # isort: skip
@@ -22,6 +23,13 @@ settings.load_profile("repeatable")
 def pytest_configure(config: pytest.Config) -> None:
     # NumPy warns of inf - inf and of an overflowing exp, in lanes that are masked and in tests of special values.
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+def pytest_collection_finish() -> None:
+    # Modules and thousands of tests stay to the end: the garbage collector need not look through them again and again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_report_header() -> str:

@@ -1,6 +1,7 @@
 """The exercise checks: every plausible wrong answer is refused with a hint that fits, every right one passes."""
 
 import contextlib
+import inspect
 import os
 import re
 import subprocess
@@ -84,8 +85,10 @@ def test_right_answers_pass(name, index):
 
 
 @pytest.mark.parametrize(("name", "index"), _all(WRONG))
-def test_wrong_answers_are_refused_with_a_hint(name, index):
+def test_wrong_answers_are_refused_with_a_hint(name, index, monkeypatch):
     answer, pattern = WRONG[name][index]
+    if "did not finish" in pattern:
+        monkeypatch.setattr(judge, "SECONDS", 1.0)
     verdict = getattr(check, name)(answer)
     assert verdict.status == "wrong" and not verdict, verdict
     assert verdict.hint and re.search(pattern, " ".join(repr(verdict).split())), verdict
@@ -470,6 +473,18 @@ def test_a_trace_leaves_the_interpreter_as_it_was():
         assert "visit_For" not in interpreter.ASTTransformer.__dict__
     traced = check_loop(x) if runtime.INTERPRETER else None
     assert traced is None or torch.equal(traced, 2 * x)
+
+
+def test_the_interpreter_is_spared_no_replacement():
+    scope = interpreter._patch_lang(loop_kernel.fn)
+    try:
+        packages = (tl, tl.tensor, tl.math, tl.core.tensor_descriptor_base)
+        assert not [name for one in packages for name, member in inspect.getmembers(one) if tl.core.is_builtin(member)]
+    finally:
+        scope.restore()
+    assert tl.core.is_builtin(tl.load) and tl.core.is_builtin(tl.math.exp)
+    kinds = (tl.float16, tl.block_type(tl.int64, [8]), tl.bfloat16, tl.pointer_type(tl.float32))
+    assert [str(interpreter._get_np_dtype(kind)) for kind in kinds] == ["float16", "int64", "uint16", "uint64"]
 
 
 @triton.jit

@@ -24,9 +24,11 @@ Not every combination is compiled, which would take half an hour, but on every a
 import contextlib
 import functools
 import importlib
+import itertools
 import multiprocessing
 import os
 import re
+import struct
 import subprocess
 import tempfile
 import unittest.mock
@@ -63,8 +65,8 @@ class Job:
         return f"{self.kernel} sm_{self.architecture} {self.dtype} warps={self.num_warps} stages={self.num_stages} {constants}"
 
 
-def compile_job(job: Job) -> tuple[int, str]:
-    """Compile `job`. Returns the bytes of shared memory that it takes, and what went wrong, or an empty string."""
+def compile_job(job: Job) -> tuple[int, str, bytes]:
+    """Compile `job`. Returns the bytes of shared memory that it takes, what went wrong or an empty string, and the ELF file."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -102,26 +104,49 @@ def compile_job(job: Job) -> tuple[int, str]:
             options={"num_warps": job.num_warps, "num_stages": job.num_stages},
         )
     except Exception as error:  # reported with the job, and the other jobs go on
-        return 0, f"{type(error).__name__}: {error}"
-    if not compiled.asm.get("cubin"):
-        return compiled.metadata.shared, "no machine code came out"
-    if job.architecture == 90:
-        code = machine_code(compiled.asm["cubin"])
-        for told, find in (("reads what nothing has written", unset_registers), ("sums unequally", unequal_sums)):
-            if found := find(code):
-                return compiled.metadata.shared, f"the machine code {told}: {found[0]}"
-    return compiled.metadata.shared, ""
+        return 0, f"{type(error).__name__}: {error}", b""
+    cubin = compiled.asm.get("cubin") or b""
+    return compiled.metadata.shared, "" if cubin else "no machine code came out", cubin
 
 
-def machine_code(cubin: bytes) -> str:
-    """The instructions in `cubin`, as text, by the disassembler that comes with Triton."""
-    import triton
+def code_sections(cubin: bytes) -> bytes:
+    """The instructions in an ELF file of one kernel: the sections whose names begin with .text."""
+    if not cubin:
+        return b""
+    (table,), (size, count, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<I20x2Q", cubin, table + index * size) for index in range(count)]  # name, offset, size
+    start = sections[names][1]
+    return b"".join(cubin[at : at + length] for name, at, length in sections if cubin.startswith(b".text.", start + name))
+
+
+def machine_code(cubins: list[bytes]) -> list[str]:
+    """The instructions for sm_90 in each of `cubins`, as text, by the disassembler that comes with Triton.
+
+    It reads all of them at once, as one starts counting where the one before ends: starting it takes longer than that.
+    """
+    from vitcourse import runtime  # noqa: F401  (before Triton)
+
+    import triton  # isort: skip
 
     disassembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+    codes = [code_sections(cubin) for cubin in cubins]
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
         file.flush()
-        return subprocess.run([disassembler, "-c", file.name], capture_output=True, text=True, check=True).stdout
+        command = [disassembler, "--binary", "SM90", "--no-dataflow", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in text.splitlines() if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line)]
+    assert 16 * len(lines) == sum(map(len, codes))  # an instruction is 16 bytes
+    ends = itertools.accumulate(len(code) // 16 for code in codes)
+    return ["\n".join(lines[end - len(code) // 16 : end]) for code, end in zip(codes, ends)]
+
+
+def suspicion(code: str) -> str:
+    """What is wrong with a kernel's instructions for sm_90, or an empty string."""
+    for told, find in (("reads what nothing has written", unset_registers), ("sums unequally", unequal_sums)):
+        if found := find(code):
+            return f"the machine code {told}: {found[0]}"
+    return ""
 
 
 def instructions(code: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -546,8 +571,10 @@ def test_every_configuration_compiles_and_fits(architecture, compilers):
     shared = runtime.SHARED_MEMORY[architecture]
     todo = compilers.submit(jobs, architecture).result()
     wrong = []
-    for job, (taken, error) in zip(todo, compilers.map(compile_job, todo)):
-        if error:
+    compiled = list(compilers.map(compile_job, todo))
+    codes = machine_code([cubin for _, _, cubin in compiled]) if architecture == 90 else [""] * len(todo)
+    for job, (taken, error, _), code in zip(todo, compiled, codes):
+        if error := error or suspicion(code):
             wrong.append(f"{job}: {error}")
         elif taken > shared:
             wrong.append(f"{job}: takes {taken} bytes of shared memory; sm_{architecture} has {shared}")
@@ -605,8 +632,20 @@ def test_a_configuration_that_cannot_compile_is_told():
 
     constants = {"BLOCK": 1000}  # tl.arange wants a power of two
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_compile_mode) as pool:
-        taken, error = pool.submit(compile_job, Job(80, "relu", "relu_kernel", "fp16", constants)).result()
+        taken, error, _ = pool.submit(compile_job, Job(80, "relu", "relu_kernel", "fp16", constants)).result()
     assert taken == 0 and "power of 2" in error
+
+
+def test_machine_code_is_told_apart(compilers):
+    relus = [Job(90, "relu", "relu_kernel", dtype, {"BLOCK": 1024}) for dtype in ("fp16", "fp32")]
+    half, single = (cubin for _, _, cubin in compilers.map(compile_job, relus))
+
+    def names(code: str) -> list[str]:
+        return [name for _, name, _ in instructions(code)]
+
+    together = [names(code) for code in machine_code([half, b"", single])]
+    assert together == [names(machine_code([half])[0]), [], names(machine_code([single])[0])]
+    assert together[0] != together[2] and all("EXIT" in code for code in together[::2])
 
 
 def test_an_unset_register_is_seen():

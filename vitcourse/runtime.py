@@ -9,7 +9,9 @@ said at that moment. So `import vitcourse` goes before `import triton`.
     TRITON_INTERPRET=0       never the interpreter; with no GPU, kernels can be compiled and not run
 """
 
+import dataclasses
 import functools
+import inspect
 import json
 import os
 import sys
@@ -35,6 +37,33 @@ if INTERPRETER:
         )
 
 import triton  # noqa: E402  (only now: see the docstring)
+import triton.language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+
+
+def _spare_the_interpreter() -> None:
+    """Spare Triton's interpreter work of which nothing comes, half of its time in a small kernel."""
+    # At every launch and at every call of a device function it searches all of triton.language for what to replace.
+    packages = (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base)
+    names = {one: [name for name, member in inspect.getmembers(one) if tl.core.is_builtin(member)] for one in packages}
+
+    def patch_builtin(package, builder, scope):
+        for name in names[package]:
+            member = getattr(package, name)
+            if tl.core.is_builtin(member):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtin
+    # It builds a table of all types whenever it looks one of them up.
+    number = functools.cache(interpreter._get_np_dtype)
+    address = interpreter._get_np_dtype(tl.pointer_type(tl.int8))
+    interpreter._get_np_dtype = lambda dtype: address if dtype.scalar.is_ptr() else number(dtype.scalar)
+    # It computes every sum and product of integers again in int64, for an assertion that only `debug` turns on.
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
+
+
+_spare_the_interpreter()
 
 #: Where tensors given to a kernel have to live.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETER else "cpu")

@@ -515,7 +515,6 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
         # Triton 3.6 takes int() of an array of one element for a loop's bounds, which NumPy 2.5 refuses.
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    rewritten = set(InterpretedFunction.rewritten_fn)
     patch_lang_tensor = interpreter._patch_lang_tensor
     where = {"DEVICE": torch.device("cpu"), "INTERPRETER": True, "DTYPES": (torch.float32, torch.float16)}
     before = {name: getattr(runtime, name) for name in where}
@@ -535,8 +534,6 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
         for owner, original in _RUN.items():
             owner.run = original
         interpreter._patch_lang_tensor = patch_lang_tensor
-        for function in set(InterpretedFunction.rewritten_fn) - rewritten:  # with triton-viz's loops in them
-            del InterpretedFunction.rewritten_fn[function]
         for name, value in before.items():
             setattr(runtime, name, value)
         for module, value in copies:

@@ -30,7 +30,7 @@ def _uniform_kernel(output_ptr, seed, size, BLOCK: tl.constexpr):
 def _uniform(seed: int, size: int) -> torch.Tensor:
     """The numbers tl.rand(seed, e) of elements 0 to size - 1, on the CPU: in the interpreter they are those of a GPU."""
     output = torch.empty(size)
-    block = 1 << 16
+    block = min(triton.next_power_of_2(size), 1 << 16)
     tracing.record(lambda: _uniform_kernel[(triton.cdiv(size, block),)](output, seed, size, BLOCK=block))
     return output
 
