@@ -11,6 +11,7 @@ Not every combination is compiled, which would take half an hour, but on every a
   in one of them; for its backward pass, with one or both operands transposed, all of them again in float16 and float32;
 - its persistent kernel from sm_90 on, in float16 and bfloat16, in every configuration for it that fits there; and what is
   pinned for the H200 without fitting by its estimate, on sm_90, as its shape class has it;
+- every configuration of `norm_linear` that fits there, with a norm and with moments, in float16 and float32;
 - every configuration of attention that fits there, in float16 with heads of 64; for each other head size and for the other
   types the first that fits, which takes the most shared memory; the same of its two backward kernels, and of these each of
   the latter also for heads that do not fill their block;
@@ -85,7 +86,7 @@ def compile_job(job: Job) -> tuple[int, str, bytes]:
                 attributes[index,] = [["tt.divisibility", 16]]
         elif name in job.descriptors:
             signature[name] = f"tensordesc<{job.dtype}[{', '.join(map(str, job.descriptors[name]))}]>"
-        elif name in ("logsumexp_ptr", "delta_ptr"):
+        elif name in ("logsumexp_ptr", "delta_ptr", "sums_ptr", "moments_ptr", "new_moments_ptr"):
             signature[name] = "*fp32"
             attributes[index,] = [["tt.divisibility", 16]]
         elif name.endswith("_ptr") or name in ("input", "weight"):
@@ -343,6 +344,34 @@ def persistent_linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
     yield from pinned.values()
 
 
+def norm_linear_jobs(architecture: int, shared: int) -> Iterator[Job]:
+    module = importlib.import_module("vitcourse.kernels.norm_linear")
+
+    def job(config, dtype, norm: bool, tma: bool, activation=None, fits=False) -> Job:
+        blocks = dict(config.blocks)
+        overlap = blocks.pop("OVERLAP", False) and tma
+        constants = {"NORM": norm, "HAS_BIAS": True, "ACTIVATION": activation, "HAS_RESIDUAL": not norm, "MOMENTS": not norm}
+        constants |= {"PRECISION": precision(architecture, dtype), "TMA": tma, "K_FITS": fits, "PARTS": 32 if norm else 1}
+        absent = ("residual_ptr", "new_moments_ptr") if norm else ("sums_ptr", "moments_ptr")
+        constants |= dict.fromkeys((*absent, *(() if overlap else ("weight_ptr",))))
+        m, n, k = (blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+        size = ITEMSIZE[dtype]
+        return Job(
+            architecture, "norm_linear", "norm_linear_kernel", dtype, constants | blocks | {"OVERLAP": overlap},
+            config.num_warps, config.num_stages, estimate=module.CONFIGS[size].shared_bytes(config, size),
+            descriptors={"input": (m, k), "weight": (n, k)} if tma else {},
+        )  # fmt: skip
+
+    for size, dtype in ((2, "fp16"), (4, "fp32")):
+        for index, config in enumerate(module.CONFIGS[size].fitting(shared, size)):
+            for norm in (True, False):
+                yield job(config, dtype, norm, architecture >= 90, "gelu" if norm else None, fits=True)
+                if index == 0:  # rows that are not 16-byte aligned
+                    yield job(config, dtype, norm, False)
+                if index == 0 and size == 2 and architecture >= 80:
+                    yield job(config, "bf16", norm, architecture >= 90, "gelu_fast" if norm else None)
+
+
 def attention_jobs(architecture: int, shared: int) -> Iterator[Job]:
     attention = importlib.import_module("vitcourse.kernels.attention")
 
@@ -539,6 +568,7 @@ def jobs(architecture: int) -> list[Job]:
     return [
         *linear_jobs(architecture, shared),
         *persistent_linear_jobs(architecture, shared),
+        *norm_linear_jobs(architecture, shared),
         *attention_jobs(architecture, shared),
         *product_jobs(architecture, shared),
         *row_and_elementwise_jobs(architecture, shared),

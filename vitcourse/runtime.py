@@ -9,6 +9,7 @@ said at that moment. So `import vitcourse` goes before `import triton`.
     TRITON_INTERPRET=0       never the interpreter; with no GPU, kernels can be compiled and not run
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -63,7 +64,10 @@ def _spare_the_interpreter() -> None:
     interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
 
 
-_spare_the_interpreter()
+with contextlib.suppress(
+    AttributeError
+):  # another Triton may have other names for these; then nothing is spared, and that is all
+    _spare_the_interpreter()
 
 #: Where tensors given to a kernel have to live.
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETER else "cpu")
