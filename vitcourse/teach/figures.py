@@ -496,5 +496,6 @@ def timeline(rows: Sequence[measure.Measurement], until_us: float) -> None:
         axes.set(xlim=(0, until_us), xlabel="microseconds since the first kernel", title="when the GPU is at work")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
+        figure.tight_layout()
         _finish(axes, rows)
     show(figure, f"Kernels of one forward pass over time. {'; '.join(shares)}.")

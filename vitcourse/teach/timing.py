@@ -173,9 +173,9 @@ def forward(
 
 
 def timeline(name: str, functions: dict[str, Callable[[], object]]) -> list[measure.Measurement]:
-    """When each kernel of one call ran on the GPU, by PyTorch's profiler: a row a kernel, `value` its start in microseconds.
+    """When each of our kernels ran in one call, by PyTorch's profiler: a row a kernel, `value` its start in microseconds.
 
-    `ms` is how long it took; the first kernel of a call starts at 0.
+    `ms` is how long it took; the first kernel of a call starts at 0. Copies are left out.
     """
     if runtime.DEVICE.type != "cuda":
         return _recorded(name)
@@ -187,12 +187,12 @@ def timeline(name: str, functions: dict[str, Callable[[], object]]) -> list[meas
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiled:
             function()
             torch.cuda.synchronize()
-        events = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        events = [event for event in profiled.events() if event.name.endswith("_kernel")]
         events.sort(key=lambda event: event.time_range.start)
         for event in events:
             start, took = event.time_range.start - events[0].time_range.start, event.time_range.end - event.time_range.start
-            kernel = event.name if event.name.endswith("_kernel") else "copy"
-            rows.append(measure.measurement(provider, (took / 1e3,) * 3, metric="start us", value=start, shape=kernel))
+            times = (took / 1e3,) * 3
+            rows.append(measure.measurement(provider, times, metric="start us", value=start, shape=event.name))
     return _finish(name, rows)
 
 
