@@ -11,10 +11,10 @@ program of the product before has. Each takes the mean of its own piece of the r
 the piece's moments, while it is still in registers; the next product merges them as it ends (Chan, Golub and LeVeque, 1983,
 "Algorithms for computing the sample variance"), which loses nothing where a row is far from zero, as sums of squares would.
 
-A program owns a BLOCK_M x BLOCK_N tile, as in linear.py. This pays where there are few rows, and a launch costs as much as a
-norm; with many, the ends of the tiles take longer than the norms did. There, what a kernel does before its first product is
-a good part of its time too, so with OVERLAP it starts while the kernel before it is still at work (programmatic dependent
-launch, CUDA C++ Programming Guide), fetches what does not depend on that one, its weight, and waits for it only then.
+A program owns a BLOCK_M x BLOCK_N tile, as in linear.py. This pays where rows are few, and a launch costs as much as a norm does;
+with many, the ends of the tiles take longer than the norms did. Where rows are few, the time before a kernel's first product
+counts, too. With OVERLAP a kernel starts while the one before it is still at work (programmatic dependent launch, CUDA C++
+Programming Guide), has its weight fetched, which does not depend on that one, and only then waits for it.
 """
 
 import math
