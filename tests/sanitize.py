@@ -65,7 +65,10 @@ def main() -> int:
             output = tempfile.NamedTemporaryFile("w+", suffix=f".{tool}", delete=False)
             command = ["compute-sanitizer", "--tool", tool, "--kernel-name-exclude", "kns=native", "--target-processes"]
             command += ["application-only", *PYTEST, "-v", "--no-header", *part]
-            process = subprocess.Popen(command, cwd=HERE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=HERE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
             running.append((tool, output, process))
     while time.monotonic() < end and any(process.poll() is None for *_, process in running):
         time.sleep(1)
