@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, check_tensors, needs_gradient, operator
+from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, next_power_of_2, operator
 from .sum_to_size import sum_to_size
 
 # Elements a program adds. 1,024 are 8 for each of 128 threads: one 16-byte access each in a 16-bit type, two in float32.
@@ -78,7 +78,7 @@ def _add(input: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> torch.
         return output
     if input.shape == other.shape and input.is_contiguous() and other.is_contiguous():
         size = output.numel()
-        add_kernel[(triton.cdiv(size, BLOCK),)](input, other, output, size, BLOCK=BLOCK)
+        add_kernel[(cdiv(size, BLOCK),)](input, other, output, size, BLOCK=BLOCK)
         return output
 
     a, b = input.expand(shape), other.expand(shape)
@@ -89,9 +89,9 @@ def _add(input: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> torch.
     strides = [[0, 0]] * (4 - len(strides)) + strides
     columns = sizes[3]
     rows = output.numel() // columns
-    block_columns = min(triton.next_power_of_2(columns), TILE_ELEMENTS)
-    block_rows = min(triton.next_power_of_2(rows), TILE_ELEMENTS // block_columns)
-    grid = (triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns),)
+    block_columns = min(next_power_of_2(columns), TILE_ELEMENTS)
+    block_rows = min(next_power_of_2(rows), TILE_ELEMENTS // block_columns)
+    grid = (cdiv(rows, block_rows) * cdiv(columns, block_columns),)
     broadcast_add_kernel[grid](
         a, b, output, rows, columns, sizes[1], sizes[2],
         *(stride[0] for stride in strides), *(stride[1] for stride in strides),

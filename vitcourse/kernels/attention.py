@@ -27,11 +27,13 @@ from ..runtime import (
     INTERPRETER,
     Config,
     Configs,
+    cdiv,
     check_tensors,
     dot_precision,
     gpu_name,
     multiprocessors,
     needs_gradient,
+    next_power_of_2,
     operator,
     shared_memory,
 )
@@ -385,7 +387,7 @@ def _fitting_backward_configs(owner: str, block_d: int, block_v: int, dtype: tor
 
 def _shape_class(batch: int, heads: int, queries: int) -> str:
     """Whether blocks of 128 queries (or keys) keep every multiprocessor busy with two programs."""
-    return "many" if batch * heads * triton.cdiv(queries, 128) >= 2 * multiprocessors() else "few"
+    return "many" if batch * heads * cdiv(queries, 128) >= 2 * multiprocessors() else "few"
 
 
 def _blocks(head_size: int, value_size: int) -> tuple[int, int]:
@@ -394,12 +396,12 @@ def _blocks(head_size: int, value_size: int) -> tuple[int, int]:
     Values are never in a narrower block than keys: where they were half as wide, the ptxas of Triton 3.6 and 3.7.1 took the
     address of a piece of them from a register that it had not set (tests/test_compiles.py looks for that).
     """
-    block_d = max(16, triton.next_power_of_2(head_size))
-    return block_d, max(block_d, triton.next_power_of_2(value_size))
+    block_d = max(16, next_power_of_2(head_size))
+    return block_d, max(block_d, next_power_of_2(value_size))
 
 
 def _interpreted(queries: int, keys: int, block_d: int, block_v: int) -> Config:
-    m, n = (min(max(16, triton.next_power_of_2(size)), 256) for size in (queries, keys))
+    m, n = (min(max(16, next_power_of_2(size)), 256) for size in (queries, keys))
     return Config({"BLOCK_M": m, "BLOCK_N": n, "BLOCK_D": block_d, "BLOCK_V": block_v})
 
 
@@ -433,7 +435,7 @@ def _attention(query, key, value, scale, causal, save):
     block_d, block_v = _blocks(head_size, value_size)
 
     def launch(config: Config) -> None:
-        attention_kernel[(batch * heads * triton.cdiv(queries, config.blocks["BLOCK_M"]),)](
+        attention_kernel[(batch * heads * cdiv(queries, config.blocks["BLOCK_M"]),)](
             query, key, value, output, logsumexp if save else None, scale, heads, queries, keys,
             *query.stride(), *key.stride(), *value.stride(), *output.transpose(1, 2).stride()[:3], head_size, value_size,
             CAUSAL=causal, SAVE=save, PRECISION=dot_precision(query.dtype), **config.options(),
@@ -468,7 +470,7 @@ def _attention_query_backward(grad, query, key, value, output, logsumexp, scale,
     block_d, block_v = _blocks(head_size, value_size)
 
     def launch(config: Config) -> None:
-        attention_query_backward_kernel[(batch * heads * triton.cdiv(queries, config.blocks["BLOCK_M"]),)](
+        attention_query_backward_kernel[(batch * heads * cdiv(queries, config.blocks["BLOCK_M"]),)](
             grad, query, key, value, output, logsumexp, delta, query_grad, scale, heads, queries, keys,
             *grad.stride(), *query.stride(), *key.stride(), *value.stride(), *output.stride(), *query_grad.stride()[:3],
             head_size, value_size, CAUSAL=causal, PRECISION=dot_precision(query.dtype),
@@ -506,7 +508,7 @@ def _attention_key_backward(grad, query, key, value, logsumexp, delta, scale, ca
     block_d, block_v = _blocks(head_size, value_size)
 
     def launch(config: Config) -> None:
-        attention_key_backward_kernel[(batch * heads * triton.cdiv(keys, config.blocks["BLOCK_N"]),)](
+        attention_key_backward_kernel[(batch * heads * cdiv(keys, config.blocks["BLOCK_N"]),)](
             grad, query, key, value, logsumexp, delta, key_grad, value_grad, scale, heads, queries, keys,
             *grad.stride(), *query.stride(), *key.stride(), *value.stride(), *key_grad.stride()[:3], *value_grad.stride()[:3],
             head_size, value_size, CAUSAL=causal, PRECISION=dot_precision(query.dtype),

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, check_tensors, dot_precision, needs_gradient, operator
+from ..runtime import INTERPRETER, Config, cdiv, check_tensors, dot_precision, needs_gradient, next_power_of_2, operator
 
 
 @triton.jit
@@ -56,8 +56,8 @@ def _bmm(input: torch.Tensor, mat2: torch.Tensor, scale: float) -> torch.Tensor:
     config = CONFIG
     if INTERPRETER:
         blocks = {"BLOCK_M": M, "BLOCK_N": N, "BLOCK_K": K}
-        config = Config({name: min(max(triton.next_power_of_2(size), 16), 256) for name, size in blocks.items()})
-    grid = (batch * triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)
+        config = Config({name: min(max(next_power_of_2(size), 16), 256) for name, size in blocks.items()})
+    grid = (batch * cdiv(M, config.blocks["BLOCK_M"]) * cdiv(N, config.blocks["BLOCK_N"]),)
     bmm_kernel[grid](
         input, mat2, output, scale, M, N, K, *input.stride(), *mat2.stride(),
         PRECISION=dot_precision(input.dtype), **config.options(),

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import DEVICE, INTERPRETER, check_tensors, needs_gradient, operator
+from ..runtime import DEVICE, INTERPRETER, cdiv, check_tensors, needs_gradient, next_power_of_2, operator
 from .sum_to_size import sum_middle
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
@@ -161,10 +161,10 @@ def _cross_entropy(x, target, ignore_index, smoothing, reduction, dtype):
     statistics = torch.empty((2, rows), dtype=torch.float32, device=x.device)
     arguments = (x, target, losses, statistics, rows, columns, *x.stride(), ignore_index, smoothing)
     flags = {"SMOOTH": smoothing > 0, "COUNT": not none}
-    width = triton.next_power_of_2(max(columns, 1))
+    width = next_power_of_2(max(columns, 1))
     if rows and width <= WIDEST:
-        block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
-        cross_entropy_kernel[(triton.cdiv(rows, block_rows),)](
+        block_rows = min(next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
+        cross_entropy_kernel[(cdiv(rows, block_rows),)](
             *arguments, **flags, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width, num_warps=max(2, width // 1024)
         )
     elif rows:
@@ -186,9 +186,9 @@ def _cross_entropy_backward(grad, x, target, statistics, sums, ignore_index, smo
     rows, columns = x.shape
     input_grad = torch.empty((rows, columns), dtype=x.dtype, device=x.device)
     if input_grad.numel():
-        width = min(triton.next_power_of_2(columns), TILE_ELEMENTS)
-        block_rows = min(triton.next_power_of_2(rows), TILE_ELEMENTS // width)
-        cross_entropy_backward_kernel[(triton.cdiv(rows, block_rows) * triton.cdiv(columns, width),)](
+        width = min(next_power_of_2(columns), TILE_ELEMENTS)
+        block_rows = min(next_power_of_2(rows), TILE_ELEMENTS // width)
+        cross_entropy_backward_kernel[(cdiv(rows, block_rows) * cdiv(columns, width),)](
             grad.contiguous(), x, target.contiguous(), statistics, sums, input_grad, rows, columns, *x.stride(),
             ignore_index, smoothing, REDUCTION=reduction, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width,
         )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, check_tensors, needs_gradient, operator
+from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, operator
 
 BLOCK = 1 << 17 if INTERPRETER else 2048
 # Rounds of Philox4x32: the fewest that the paper found to pass all statistical tests; ten is its default, for a margin.
@@ -51,7 +51,7 @@ def _dropout(input: torch.Tensor, seed: torch.Tensor, p: float, strides: list[in
         input = torch.empty_like(output).copy_(input)
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     if size:
-        dropout_kernel[(triton.cdiv(size, BLOCK),)](input, output, seed, size, p, scale, BLOCK=BLOCK)
+        dropout_kernel[(cdiv(size, BLOCK),)](input, output, seed, size, p, scale, BLOCK=BLOCK)
     return output
 
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, check_tensors, needs_gradient, operator
+from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, operator
 
 BLOCK = 1 << 17 if INTERPRETER else 1024
 
@@ -91,7 +91,7 @@ def _gelu(input: torch.Tensor, approximate: str) -> torch.Tensor:
         input = torch.empty_like(input).copy_(input)
     size = input.numel()
     if size:
-        gelu_kernel[(triton.cdiv(size, BLOCK),)](input, output, size, FORM=_form(approximate, input.dtype), BLOCK=BLOCK)
+        gelu_kernel[(cdiv(size, BLOCK),)](input, output, size, FORM=_form(approximate, input.dtype), BLOCK=BLOCK)
     return output
 
 
@@ -107,7 +107,7 @@ def _gelu_backward(grad: torch.Tensor, input: torch.Tensor, approximate: str) ->
         grad = torch.empty_like(input).copy_(grad)
     size = input.numel()
     if size:
-        gelu_backward_kernel[(triton.cdiv(size, BLOCK),)](
+        gelu_backward_kernel[(cdiv(size, BLOCK),)](
             grad, input, input_grad, size, FORM=_form(approximate, input.dtype), BLOCK=BLOCK
         )
     return input_grad

@@ -15,7 +15,17 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, multiprocessors, needs_gradient, operator, shared_memory
+from ..runtime import (
+    INTERPRETER,
+    autocast_to_float32,
+    cdiv,
+    check_tensors,
+    multiprocessors,
+    needs_gradient,
+    next_power_of_2,
+    operator,
+    shared_memory,
+)
 from .sum_to_size import sum_middle
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 for each thread of 2 to 8 warps.
@@ -230,10 +240,10 @@ def _layer_norm(x, residual, weight, bias, eps, dtype, save):
     residual, weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (residual, weight, bias))
     arguments = (x, residual, weight, bias, output, total, statistics, rows, columns, *x.stride(), eps)
     flags = {"HAS_RESIDUAL": residual is not None, "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None, "SAVE": save}
-    width = triton.next_power_of_2(columns)
+    width = next_power_of_2(columns)
     if width <= WIDEST:
-        block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
-        layer_norm_kernel[(triton.cdiv(rows, block_rows),)](
+        block_rows = min(next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
+        layer_norm_kernel[(cdiv(rows, block_rows),)](
             *arguments, **flags, BLOCK_ROWS=block_rows, BLOCK_COLUMNS=width, num_warps=max(2, width // 1024)
         )
     else:
@@ -260,10 +270,10 @@ def _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype):
     grad, total_grad, weight = (None if tensor is None else tensor.contiguous() for tensor in (grad, total_grad, weight))
     arguments = (grad, total_grad, x, weight, statistics, input_grad)
     flags = {"HAS_TOTAL_GRAD": total_grad is not None, "HAS_WEIGHT": weight is not None}
-    width = triton.next_power_of_2(columns)
+    width = next_power_of_2(columns)
     if width <= WIDEST:
-        block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
-        programs = triton.cdiv(rows, block_rows)
+        block_rows = min(next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
+        programs = cdiv(rows, block_rows)
         if dtype is not None:
             programs = min(programs, 2 if INTERPRETER else PROGRAMS * multiprocessors())
         partials = torch.empty((1, programs if dtype is not None else 0, 2 * columns), dtype=torch.float32, device=x.device)
@@ -277,11 +287,11 @@ def _layer_norm_backward(grad, total_grad, x, weight, statistics, dtype):
         wide_layer_norm_backward_kernel[(rows,)](
             *arguments, rows, columns, *x.stride(), **flags, BLOCK_COLUMNS=WIDEST // 2, num_warps=8
         )
-        block_rows, block_columns = min(triton.next_power_of_2(rows), 16), 1 << 12 if INTERPRETER else 128
-        splits = 2 if INTERPRETER else min(triton.cdiv(rows, 4 * block_rows), multiprocessors())
+        block_rows, block_columns = min(next_power_of_2(rows), 16), 1 << 12 if INTERPRETER else 128
+        splits = 2 if INTERPRETER else min(cdiv(rows, 4 * block_rows), multiprocessors())
         partials = torch.empty((1, splits if dtype is not None else 0, 2 * columns), dtype=torch.float32, device=x.device)
         if dtype is not None:
-            wide_layer_norm_partial_kernel[(triton.cdiv(columns, block_columns) * splits,)](
+            wide_layer_norm_partial_kernel[(cdiv(columns, block_columns) * splits,)](
                 grad, x, statistics, partials, rows, columns, *x.stride(), splits,
                 BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
             )  # fmt: skip

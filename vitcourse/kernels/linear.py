@@ -27,13 +27,15 @@ from ..runtime import (
     Config,
     Configs,
     capability,
+    cdiv,
     check_tensors,
     dot_precision,
     multiprocessors,
     needs_gradient,
+    next_power_of_2,
     operator,
     side_by_side,
-)  # fmt: skip
+)
 from .gelu import _gelu_backward, gelu_erf, gelu_erf_fast, gelu_tanh
 from .relu import _relu_backward
 from .sum_to_size import sum_middle, sum_to_size
@@ -288,7 +290,7 @@ def _shape_class(M: int, N: int, K: int, precision: str, residual: bool, transpo
     half = multiprocessors() / 2
 
     def tiles(m: int, n: int) -> int:
-        return triton.cdiv(M, m) * triton.cdiv(N, n)
+        return cdiv(M, m) * cdiv(N, n)
 
     kind = "many" if tiles(128, 128) >= half else "some" if tiles(64, 128) >= half else "few"
     rounds = tiles(128, 256) >= 8 * half
@@ -318,7 +320,7 @@ def _interpreter_config(M: int, N: int, K: int) -> Config:
     """Tiles as large as the matrices, within what NumPy handles well: the interpreter's cost is in the number of steps."""
 
     def block(size: int, largest: int) -> int:
-        return min(max(triton.next_power_of_2(size), 16), largest)
+        return min(max(next_power_of_2(size), 16), largest)
 
     return Config(_blocks(block(M, 256), block(N, 1024), block(K, 256)))
 
@@ -341,7 +343,7 @@ def _product(
     """Launch the kernel: input (M, K), weight (N, K), any strides; output (M, N), or with splits their (splits, M, N) sums."""
     (M, K), N = input.shape, weight.shape[0]
     block_m, block_n, block_k = (config.blocks[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-    tiles = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
+    tiles = cdiv(M, block_m) * cdiv(N, block_n)
     lies = _lies(input), _lies(weight)
     tma = capability() >= 90 and K > 0 and None not in lies
     transposed = [tma and lines == "columns" for lines in lies]
@@ -427,7 +429,7 @@ def _splits(tiles: int, rows: int, block: int) -> int:
     what a program costs beside its products. That is a tile's way into memory and back, which nothing hides: as long as the
     products of 1,800 rows, which fits the times of ViT-B/16's four layers on an H200 in half precision.
     """
-    most = max(1, min(16, triton.cdiv(rows, block)))
+    most = max(1, min(16, cdiv(rows, block)))
     if INTERPRETER:
         return min(2, most)
     turns = tiles / multiprocessors()
@@ -445,7 +447,7 @@ def _weight_grad(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return output
 
     def launch(config: Config) -> torch.Tensor:
-        tiles = triton.cdiv(N, config.blocks["BLOCK_M"]) * triton.cdiv(K, config.blocks["BLOCK_N"])
+        tiles = cdiv(N, config.blocks["BLOCK_M"]) * cdiv(K, config.blocks["BLOCK_N"])
         splits = _splits(tiles, rows, config.blocks["BLOCK_K"])
         sums = output if splits == 1 else torch.empty((1, splits, N * K), dtype=torch.float32, device=x.device)
         _product(config, grad.t(), x.t(), None, None, sums, None, None, splits)

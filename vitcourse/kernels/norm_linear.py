@@ -30,10 +30,12 @@ from ..runtime import (
     Config,
     Configs,
     capability,
+    cdiv,
     check_tensors,
     dot_precision,
     multiprocessors,
     needs_gradient,
+    next_power_of_2,
     operator,
 )
 from .linear import (
@@ -177,7 +179,7 @@ def _shape_class(M: int, N: int, K: int, precision: str) -> str:
     "square": 128 x 128 tiles, of which a multiprocessor holds two at once, keep all of them busy for one turn; "many": they
     would take more turns; "some", "few wide", "few": 64 x 128 tiles for all, for half of them, for fewer. "deep": K is long.
     """
-    tiles, squares = (triton.cdiv(M, m) * triton.cdiv(N, 128) / multiprocessors() for m in (64, 128))
+    tiles, squares = (cdiv(M, m) * cdiv(N, 128) / multiprocessors() for m in (64, 128))
     if squares > 2:
         kind = "many"
     elif squares > 1.5:
@@ -222,7 +224,7 @@ def _product(
     """Launch the kernel: x (M, K) and weight (N, K), dense rows. The result (M, N), and its moments if `keep`, else nothing."""
     (M, K), N = x.shape, weight.shape[0]
     output = torch.empty((M, N), dtype=x.dtype, device=x.device)
-    pieces = triton.cdiv(N, config.blocks["BLOCK_N"]) if keep else 0
+    pieces = cdiv(N, config.blocks["BLOCK_N"]) if keep else 0
     new_moments = torch.empty((2, pieces, M), dtype=torch.float32, device=x.device)
     if output.numel() == 0:
         return output, new_moments
@@ -230,12 +232,12 @@ def _product(
     operands = _descriptors(config, [x, weight], [False, False]) if tma else [x, weight]
     options = config.options()
     overlap = options.pop("OVERLAP", False) and overlap and tma
-    norm_linear_kernel[(triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)](
+    norm_linear_kernel[(cdiv(M, config.blocks["BLOCK_M"]) * cdiv(N, config.blocks["BLOCK_N"]),)](
         *operands, weight if overlap else None, bias, column_sums, moments, residual, output, new_moments if keep else None,
         M, N, K, width, eps, x.stride(0), N if residual is None else residual.stride(0),
         NORM=moments is not None, HAS_BIAS=bias is not None, ACTIVATION=activation, HAS_RESIDUAL=residual is not None,
         MOMENTS=keep, PRECISION=dot_precision(x.dtype), TMA=tma, K_FITS=K % config.blocks["BLOCK_K"] == 0,
-        PARTS=1 if moments is None else triton.next_power_of_2(moments.shape[1]), OVERLAP=overlap, **options,
+        PARTS=1 if moments is None else next_power_of_2(moments.shape[1]), OVERLAP=overlap, **options,
         **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip
     return output, new_moments
@@ -247,7 +249,7 @@ def _config(place: int, M: int, N: int, K: int, itemsize: int) -> Config:
 
 def _fake(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap, place):
     (M, K), N = x.shape, weight.shape[0]
-    pieces = triton.cdiv(N, _config(place, M, N, K, x.element_size()).blocks["BLOCK_N"]) if keep else 0
+    pieces = cdiv(N, _config(place, M, N, K, x.element_size()).blocks["BLOCK_N"]) if keep else 0
     return x.new_empty((M, N)), x.new_empty((2, pieces, M), dtype=torch.float32)
 
 
@@ -281,7 +283,7 @@ def _run(function, input, weight, bias, column_sums, moments, eps, residual, act
     M = math.prod(input.shape[:-1])
     shape = (*input.shape[:-1], N)
     expected = {"bias": (bias, (N,)), "column_sums": (column_sums, (N,)), "residual": (residual, shape)}
-    expected["moments"] = values, (2, triton.cdiv(K, width), M)
+    expected["moments"] = values, (2, cdiv(K, width), M)
     for name, (tensor, accepted) in expected.items():
         if tensor is not None and tensor.shape != accepted:
             raise ValueError(f"{function}: {name} is {tuple(tensor.shape)}; {accepted} is accepted")

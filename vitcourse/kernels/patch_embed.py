@@ -23,12 +23,14 @@ from ..runtime import (
     INTERPRETER,
     Config,
     Configs,
+    cdiv,
     check_tensors,
     dot_precision,
     multiprocessors,
     needs_gradient,
+    next_power_of_2,
     operator,
-)  # fmt: skip
+)
 from .linear import _splits
 from .sum_to_size import sum_middle, sum_to_size
 
@@ -200,7 +202,7 @@ WEIGHT_GRAD_CONFIGS = _configs(
 
 def _shape_class(patches: int, tiles: int, dtype: torch.dtype) -> str:
     """How many tiles of 128 x 256 there are for a multiprocessor; and how float32 is multiplied."""
-    share = tiles * triton.cdiv(patches, 128) / multiprocessors()
+    share = tiles * cdiv(patches, 128) / multiprocessors()
     kind = "many" if share >= 4 else "some" if share >= 0.25 else "few"
     precision = dot_precision(dtype)
     return kind if precision == "ieee" else f"{kind} {precision}"
@@ -208,7 +210,7 @@ def _shape_class(patches: int, tiles: int, dtype: torch.dtype) -> str:
 
 def _interpreter_config(M: int, N: int, K: int) -> Config:
     """Tiles as large as the matrices, within what NumPy handles well: the interpreter's cost is in the number of steps."""
-    return Config(_blocks(*(min(max(triton.next_power_of_2(size), 16), most) for size, most in ((M, 256), (N, 1024), (K, 256)))))
+    return Config(_blocks(*(min(max(next_power_of_2(size), 16), most) for size, most in ((M, 256), (N, 1024), (K, 256)))))
 
 
 def _patches(height: int, width: int, patch: list[int]) -> tuple[int, int]:
@@ -246,7 +248,7 @@ def _patch_embed(x, weight, bias, class_token, position_embedding, dtype):
     M, N, K = batch * tokens, hidden, channels * patch_height * patch_width
 
     def launch(config: Config) -> None:
-        patch_embed_kernel[(triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(N, config.blocks["BLOCK_N"]),)](
+        patch_embed_kernel[(cdiv(M, config.blocks["BLOCK_M"]) * cdiv(N, config.blocks["BLOCK_N"]),)](
             x, weight, bias, class_token, position_embedding, output,
             M, N, K, tokens, across, *x.stride(),
             PATCH_HEIGHT=patch_height, PATCH_WIDTH=patch_width, HAS_BIAS=bias is not None, HAS_CLASS=class_token is not None,
@@ -256,7 +258,7 @@ def _patch_embed(x, weight, bias, class_token, position_embedding, dtype):
     if INTERPRETER:
         launch(_interpreter_config(M, N, K))
     else:
-        launch(CONFIGS.choose(_shape_class(M, triton.cdiv(N, 256), x.dtype), x.dtype, launch))
+        launch(CONFIGS.choose(_shape_class(M, cdiv(N, 256), x.dtype), x.dtype, launch))
     return output
 
 
@@ -276,7 +278,7 @@ def _patch_embed_weight_backward(grad, x, patch):
     grad = grad.contiguous()
 
     def launch(config: Config) -> torch.Tensor:
-        tiles = triton.cdiv(N, config.blocks["BLOCK_N"]) * triton.cdiv(K, config.blocks["BLOCK_K"])
+        tiles = cdiv(N, config.blocks["BLOCK_N"]) * cdiv(K, config.blocks["BLOCK_K"])
         splits = _splits(tiles, M, config.blocks["BLOCK_M"])
         sums = output if splits == 1 else torch.empty((1, splits, N * K), dtype=torch.float32, device=x.device)
         patch_embed_weight_backward_kernel[(tiles * splits,)](
@@ -289,7 +291,7 @@ def _patch_embed_weight_backward(grad, x, patch):
 
     if INTERPRETER:
         return launch(_interpreter_config(M, N, K))
-    return launch(WEIGHT_GRAD_CONFIGS.choose(_shape_class(M, triton.cdiv(K, 256), x.dtype), x.dtype, launch))
+    return launch(WEIGHT_GRAD_CONFIGS.choose(_shape_class(M, cdiv(K, 256), x.dtype), x.dtype, launch))
 
 
 @operator(
@@ -311,7 +313,7 @@ def _patch_embed_input_backward(grad, weight, shape):
     grad, weight = grad.contiguous(), weight.contiguous()
 
     def launch(config: Config) -> None:
-        programs = triton.cdiv(M, config.blocks["BLOCK_M"]) * triton.cdiv(K, config.blocks["BLOCK_K"])
+        programs = cdiv(M, config.blocks["BLOCK_M"]) * cdiv(K, config.blocks["BLOCK_K"])
         patch_embed_input_backward_kernel[(programs,)](
             grad, weight, output,
             M, N, K, patches, across, *output.stride(),
@@ -322,7 +324,7 @@ def _patch_embed_input_backward(grad, weight, shape):
     if INTERPRETER:
         launch(_interpreter_config(M, N, K))
     else:
-        launch(INPUT_GRAD_CONFIGS.choose(_shape_class(M, triton.cdiv(K, 256), weight.dtype), weight.dtype, launch))
+        launch(INPUT_GRAD_CONFIGS.choose(_shape_class(M, cdiv(K, 256), weight.dtype), weight.dtype, launch))
     return output
 
 

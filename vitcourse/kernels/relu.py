@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, check_tensors, needs_gradient, operator
+from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, operator
 
 BLOCK = 1 << 17 if INTERPRETER else 1024
 
@@ -37,7 +37,7 @@ def _relu(input: torch.Tensor) -> torch.Tensor:
         input = torch.empty_like(input).copy_(input)
     size = input.numel()
     if size:
-        relu_kernel[(triton.cdiv(size, BLOCK),)](input, output, size, BLOCK=BLOCK)
+        relu_kernel[(cdiv(size, BLOCK),)](input, output, size, BLOCK=BLOCK)
     return output
 
 
@@ -48,7 +48,7 @@ def _relu_backward(grad: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         grad = torch.empty_like(output).copy_(grad)
     size = output.numel()
     if size:
-        relu_backward_kernel[(triton.cdiv(size, BLOCK),)](grad, output, input_grad, size, BLOCK=BLOCK)
+        relu_backward_kernel[(cdiv(size, BLOCK),)](grad, output, input_grad, size, BLOCK=BLOCK)
     return input_grad
 
 

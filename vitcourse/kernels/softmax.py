@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, autocast_to_float32, check_tensors, needs_gradient, operator, refusal
+from ..runtime import INTERPRETER, autocast_to_float32, cdiv, check_tensors, needs_gradient, next_power_of_2, operator, refusal
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
 WIDEST = 1 << 17 if INTERPRETER else 16384
@@ -96,8 +96,8 @@ def wide_softmax_backward_kernel(grad_ptr, output_ptr, input_grad_ptr, columns, 
 
 def _tile(rows: int, columns: int) -> dict[str, int]:
     """The launch options for rows that fit in one block."""
-    width = triton.next_power_of_2(columns)
-    block_rows = min(triton.next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
+    width = next_power_of_2(columns)
+    block_rows = min(next_power_of_2(rows), max(1, TILE_ELEMENTS // width))
     return {"BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": width, "num_warps": max(2, width // 1024)}
 
 
@@ -110,13 +110,11 @@ def _softmax(x: torch.Tensor, queries: int, causal: bool, dtype: torch.dtype) ->
     """Softmax over the rows of x, (rows, columns) with any strides; contiguous."""
     rows, columns = x.shape
     output = torch.empty((rows, columns), dtype=dtype, device=x.device)
-    if triton.next_power_of_2(columns) <= WIDEST:
+    if next_power_of_2(columns) <= WIDEST:
         tile = _tile(rows, columns)
         if columns <= 256:  # a warp with rows of its own: faster forward on an H200, and slower backward
             tile["num_warps"] = 1
-        softmax_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](
-            x, output, rows, columns, *x.stride(), queries, CAUSAL=causal, **tile
-        )
+        softmax_kernel[(cdiv(rows, tile["BLOCK_ROWS"]),)](x, output, rows, columns, *x.stride(), queries, CAUSAL=causal, **tile)
     else:
         wide_softmax_kernel[(rows,)](
             x, output, columns, *x.stride(), queries, CAUSAL=causal, BLOCK_COLUMNS=WIDEST // 4, num_warps=8
@@ -132,9 +130,9 @@ def _softmax_backward(grad: torch.Tensor, output: torch.Tensor, dtype: torch.dty
     rows, columns = output.shape
     grad = grad.contiguous()
     input_grad = torch.empty((rows, columns), dtype=dtype, device=output.device)
-    if triton.next_power_of_2(columns) <= WIDEST:
+    if next_power_of_2(columns) <= WIDEST:
         tile = _tile(rows, columns)
-        softmax_backward_kernel[(triton.cdiv(rows, tile["BLOCK_ROWS"]),)](grad, output, input_grad, rows, columns, **tile)
+        softmax_backward_kernel[(cdiv(rows, tile["BLOCK_ROWS"]),)](grad, output, input_grad, rows, columns, **tile)
     else:
         wide_softmax_backward_kernel[(rows,)](grad, output, input_grad, columns, BLOCK_COLUMNS=WIDEST // 4, num_warps=8)
     return input_grad

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import DEVICE, INTERPRETER, multiprocessors, operator
+from ..runtime import DEVICE, INTERPRETER, cdiv, multiprocessors, next_power_of_2, operator
 
 # Elements of a program's tile, and the sums in it where neighbours in memory belong to different sums: enough for whole
 # 128-byte lines (up to sixteen times as many, where few terms would leave the tile small), or, where there are few sums
@@ -42,15 +42,15 @@ def sum_middle(input: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if kept == 0:
         return output
     few = inner > 1 and reduced <= 2048 and kept <= 256 * WIDE  # sums, with few terms
-    block_kept = max(1, TILE_ELEMENTS // triton.next_power_of_2(max(reduced, 1)))
+    block_kept = max(1, TILE_ELEMENTS // next_power_of_2(max(reduced, 1)))
     if inner > 1:
         block_kept = NARROW if few else min(max(block_kept, WIDE), 16 * WIDE)
-    block_kept = min(triton.next_power_of_2(kept), block_kept)
-    block_reduced = min(triton.next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
-    kept_blocks = triton.cdiv(kept, block_kept)
+    block_kept = min(next_power_of_2(kept), block_kept)
+    block_reduced = min(next_power_of_2(max(reduced, 1)), max(1, TILE_ELEMENTS // block_kept), 512)
+    kept_blocks = cdiv(kept, block_kept)
     splits = 1
     if DEVICE.type == "cuda" and not few:  # for four programs a multiprocessor, each with two blocks of terms
-        splits = max(1, min(triton.cdiv(reduced, 2 * block_reduced), 4 * multiprocessors() // kept_blocks))
+        splits = max(1, min(cdiv(reduced, 2 * block_reduced), 4 * multiprocessors() // kept_blocks))
     target = output if splits == 1 else torch.empty((1, splits, kept), dtype=torch.float32, device=input.device)
     sum_kernel[(kept_blocks * splits,)](
         input, target, kept, reduced, inner, splits, BLOCK_REDUCED=block_reduced, BLOCK_KEPT=block_kept, num_warps=8 if few else 4
