@@ -16,6 +16,7 @@ from hostile import LAYOUTS, tensor
 from tolerance import assert_close_to_float64, largest
 from torch import nn
 
+import vitcourse.fused  # noqa: F401  (registers norm_linear, which vitcourse.kernels does not import)
 from vitcourse import kernels, layers, runtime
 
 DEVICE = runtime.DEVICE
@@ -429,6 +430,11 @@ OPERATORS = {
     "linear_parameters_backward": [
         ((ROWS, (4, 3)), (True,)), ((ROWS, (4, 3)), (False,)), (((0, 6), (0, 3)), (True,)), ((ROWS, (4, 0)), (True,)),
     ],
+    "norm_linear": [
+        ((ROWS, (3, 6), (4, 3), None, None, None), (1, 0.0, None, True, True, 0)),
+        ((ROWS, (3, 6), None, (3,), (3,), (2, 2, 4)), (4, 50.0, "gelu", False, True, 0)),  # eps for moments of no rows
+        (((0, 6), (3, 6), None, (3,), (3,), (2, 1, 0)), (8, 1e-5, None, False, False, 0)),
+    ],
     "bmm": [(((2, 4, 6), (2, 6, 3)), (0.5,)), (((2, 4, 0), (2, 0, 3)), (1.0,)), (((0, 4, 6), (0, 6, 3)), (1.0,))],
     "attention": [
         ((Q, K, V), (None, False, True)), ((Q, K, V), (0.5, True, False)),
@@ -458,7 +464,10 @@ OPERATORS = {
 
 
 # How many of an operator's tensors, the last ones, are statistics.
-STATISTICS = {"cross_entropy_backward": 2, "layer_norm_backward": 1, "attention_query_backward": 1, "attention_key_backward": 2}
+STATISTICS = {
+    "cross_entropy_backward": 2, "layer_norm_backward": 1, "attention_query_backward": 1, "attention_key_backward": 2,
+    "norm_linear": 3,
+}  # fmt: skip
 
 
 def registered() -> set[str]:

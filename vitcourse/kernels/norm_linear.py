@@ -217,12 +217,16 @@ def fold(norm_weight: torch.Tensor, norm_bias: torch.Tensor, weight: torch.Tenso
 
 
 def _product(
-    config: Config, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, column_sums: torch.Tensor | None,
-    moments: torch.Tensor | None, width: int, eps: float, residual: torch.Tensor | None, activation: str | None, keep: bool,
+    config: Config, x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None, bias: torch.Tensor | None,
+    column_sums: torch.Tensor | None, moments: torch.Tensor | None, width: int, eps: float, activation: str | None, keep: bool,
     overlap: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Launch the kernel: x (M, K) and weight (N, K), dense rows. The result (M, N), and its moments if `keep`, else nothing."""
+    """Launch the kernel: x (M, K), weight (N, K), residual (M, N). The result (M, N), and its moments if `keep`, else nothing."""
     (M, K), N = x.shape, weight.shape[0]
+    x, residual = (tensor if tensor is None or tensor.stride(1) == 1 else tensor.contiguous() for tensor in (x, residual))
+    weight, bias, column_sums, moments = (
+        None if tensor is None else tensor.contiguous() for tensor in (weight, bias, column_sums, moments)
+    )
     output = torch.empty((M, N), dtype=x.dtype, device=x.device)
     pieces = cdiv(N, config.blocks["BLOCK_N"]) if keep else 0
     new_moments = torch.empty((2, pieces, M), dtype=torch.float32, device=x.device)
@@ -247,21 +251,21 @@ def _config(place: int, M: int, N: int, K: int, itemsize: int) -> Config:
     return _interpreter_config(M, N, K) if INTERPRETER else CONFIGS[itemsize].candidates[place]
 
 
-def _fake(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap, place):
+def _fake(x, weight, residual, bias, column_sums, moments, width, eps, activation, keep, overlap, place):
     (M, K), N = x.shape, weight.shape[0]
     pieces = cdiv(N, _config(place, M, N, K, x.element_size()).blocks["BLOCK_N"]) if keep else 0
     return x.new_empty((M, N)), x.new_empty((2, pieces, M), dtype=torch.float32)
 
 
 @operator(
-    "norm_linear(Tensor input, Tensor weight, Tensor? bias, Tensor? column_sums, Tensor? moments, int width, float eps,"
-    " Tensor? residual, str? activation, bool keep, bool overlap, int place) -> (Tensor, Tensor)",
+    "norm_linear(Tensor input, Tensor weight, Tensor? residual, Tensor? bias, Tensor? column_sums, Tensor? moments, int width,"
+    " float eps, str? activation, bool keep, bool overlap, int place) -> (Tensor, Tensor)",
     _fake,
 )
-def _norm_linear(x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap, place):
+def _norm_linear(x, weight, residual, bias, column_sums, moments, width, eps, activation, keep, overlap, place):
     """`_product` with the configuration at `place` among the candidates."""
     config = _config(place, *x.shape[:1], *weight.shape, x.element_size())
-    return _product(config, x, weight, bias, column_sums, moments, width, eps, residual, activation, keep, overlap)
+    return _product(config, x, weight, residual, bias, column_sums, moments, width, eps, activation, keep, overlap)
 
 
 def _run(function, input, weight, bias, column_sums, moments, eps, residual, activation, overlap) -> tuple[torch.Tensor, Moments]:
@@ -287,12 +291,9 @@ def _run(function, input, weight, bias, column_sums, moments, eps, residual, act
     for name, (tensor, accepted) in expected.items():
         if tensor is not None and tensor.shape != accepted:
             raise ValueError(f"{function}: {name} is {tuple(tensor.shape)}; {accepted} is accepted")
-    x, residual = (
-        None if tensor is None else tensor.reshape(M, tensor.shape[-1]) for tensor in (input, residual)
-    )  # a view, but where rows are not evenly spaced
-    x, residual = (tensor if tensor is None or tensor.stride(1) == 1 else tensor.contiguous() for tensor in (x, residual))
+    x, residual = (None if tensor is None else tensor.reshape(M, tensor.shape[-1]) for tensor in (input, residual))
     activation = "gelu_fast" if activation == "gelu" and x.dtype == torch.bfloat16 else activation
-    arguments = (x, weight.contiguous(), bias, column_sums, values, width, eps, residual, activation, moments is None, overlap)
+    arguments = (x, weight, residual, bias, column_sums, values, width, eps, activation, moments is None, overlap)
     place = 0
     if not INTERPRETER:
         configs = CONFIGS[x.element_size()]
