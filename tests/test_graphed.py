@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vitcourse import runtime, vit
+from vitcourse import fused, runtime, vit
 from vitcourse.classify import DEFAULT_MODEL
 from vitcourse.teach import simulated
 from vitcourse.vit import ViT
@@ -200,3 +200,11 @@ def test_weights_that_lie_elsewhere_run_the_model(model: Counted, graphs, how: s
         model.load_state_dict({name: tensor / 2 for name, tensor in model.state_dict().items()}, assign=True)
     result, ran = passes(model, lambda: fast(pixels(2)))
     assert ran == 1 and torch.equal(result, model(pixels(2))) and not torch.equal(result, before)
+
+
+@torch.inference_mode()
+def test_where_folding_does_not_pay_nothing_is_folded(model: Counted, graphs, monkeypatch) -> None:
+    monkeypatch.setattr(fused, "pays", lambda config, batch: False)
+    monkeypatch.setattr(fused, "Fused", None)
+    fast = model.graphed(pixels(2))
+    assert torch.equal(fast(pixels(2, seed=1)), model(pixels(2, seed=1)))

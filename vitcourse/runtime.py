@@ -64,9 +64,8 @@ def _spare_the_interpreter() -> None:
     interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
 
 
-with contextlib.suppress(
-    AttributeError
-):  # another Triton may have other names for these; then nothing is spared, and that is all
+# Another Triton may have other names for these. Then nothing is spared, and that is all.
+with contextlib.suppress(AttributeError):
     _spare_the_interpreter()
 
 #: Where tensors given to a kernel have to live.
@@ -86,7 +85,7 @@ def cdiv(number: int, size: int) -> int:
 
 
 def next_power_of_2(number: int) -> int:
-    """The least power of 2 that is no less than `number`; 0 for 0. (As triton's, and as with `cdiv` quicker.)"""
+    """The least power of 2 that is no less than `number`; 0 for 0: triton.next_power_of_2, as quick as `cdiv`."""
     return 1 << (number - 1).bit_length() if number else 0
 
 

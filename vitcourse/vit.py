@@ -318,8 +318,10 @@ class ViT(nn.Module):
         pool, side = None, torch.cuda.Stream()
         # Tensors made in inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast("cuda", enabled=False):
-            fused = Fused(self)
-            for example in (pixel_values, *more):
+            examples = (pixel_values, *more)
+            # Its folded weights are copies, which large batches do without.
+            fused = Fused(self) if any(pays(self.config, len(example)) for example in examples) else None
+            for example in examples:
                 static, forward = example.clone(), fused if pays(self.config, len(example)) else self
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):  # compile, choose configurations and fill caches before the capture
@@ -342,7 +344,7 @@ class ViT(nn.Module):
             graph, static, output = recorded
             static.copy_(pixel_values)
             graph.replay()
-            if fused.refold():  # looked at while the GPU is at work
+            if fused is not None and fused.refold():  # looked at while the GPU is at work
                 graph.replay()
             return output.clone()
 
