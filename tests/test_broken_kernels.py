@@ -399,10 +399,10 @@ def head(**other) -> dict:
 
 
 ATTENTIONS = [
-    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "tl.log2(total)", attention.test_drawn, head()),
-    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "maximum + tl.log(total)", attention.test_gradcheck,
+    (ATTENTION, "attention_kernel", "maximum * base2_scale + tl.log2(total)", "tl.log2(total)", attention.test_drawn, head()),
+    (ATTENTION, "attention_kernel", "+ tl.log2(total)", "+ tl.log(total)", attention.test_gradcheck,
      {"is_causal": False}),
-    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "maximum - tl.log2(total)", attention.test_large_scores,
+    (ATTENTION, "attention_kernel", "+ tl.log2(total)", "- tl.log2(total)", attention.test_large_scores,
      {"dtype": SINGLE, "is_causal": False}),
     (ATTENTION, "attention_kernel", "* queries + m64, maximum", "* keys + m64, maximum",
      attention.test_as_many_queries_as_keys_or_not, attend(16, 17)),
