@@ -1,22 +1,31 @@
-"""compute-sanitizer over the tests of our kernels: memcheck and racecheck side by side, for as long as there is time.
+"""compute-sanitizer, memcheck and racecheck, over every launch that the tests of our kernels make.
 
-    python tests/sanitize.py --seconds 500 --log /tmp/sanitized.txt
+    python tests/sanitize.py --launches /tmp/launches.pickle
 
-For a machine with a CUDA GPU and compute-sanitizer. A test takes 5 to 20 s under it, most of which is compiling; the whole is
-some 25 minutes of 16 processes. What has passed is added to the log, a tool and a test a line, and left out by the next run with
-the same log, so that a run can be continued. Left out always: what launches no kernel of ours, or too many (refusals, searches,
-torch.compile, drawn shapes, tensors of 2^31 elements), and PyTorch's own kernels, of which racecheck has something to say.
+For a machine with a CUDA GPU and compute-sanitizer. First the tests run as ever, and what they launch kernels of `vitcourse`
+with is noted: the constants and, of each tensor, type, shape, strides and the size of its storage. Then every launch that
+differs from the others is made again under the tools, on random numbers (integers, such as targets, are the test's own). A test
+spends nearly all of its time under a tool on what is not a kernel of ours; a launch by itself takes a tenth of a second.
+Each tensor's storage is an allocation of its own there, because memcheck sees a step past the end of an allocation, and
+PyTorch would cut small tensors out of one of 2 MB.
+
+That the tools would find something is shown in every run: memcheck by storages that are an element too short, racecheck by
+kernels whose barriers are taken out. Left out are tests that launch no kernel of ours, or too many (refusals, searches,
+torch.compile, drawn shapes, tensors of 2^31 elements), and float16, whose kernels are those of bfloat16 with another type.
 """
 
 import argparse
+import contextlib
+import importlib
 import os
-import random
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -27,64 +36,236 @@ LEFT_OUT = re.compile(
     r"two_to_the_31|search|refus|wrong_|drawn|compiled_in_one|many_elements|65535|every_public|ordinary_call|graph_draws"
     r"|authors_numbers|second_derivative|beside_every_backend"
 )
-PYTEST = [sys.executable, "-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider"]
+NOTE = "VITCOURSE_LAUNCHES"  # names the folder into which the tests' processes write what they launched
+UNTIL = "VITCOURSE_LAUNCHES_UNTIL"  # when they are to stop, in seconds since the epoch
+PLANTED = 40  # launches that are made again with a fault
 
 
-def selected(collected: str) -> list[str]:
-    """The tests to run, of what `pytest --collect-only -q` printed: float16, whose kernels are bfloat16's, last."""
-    tests = [line for line in collected.splitlines() if "::" in line and not LEFT_OUT.search(line)]
-    random.Random(0).shuffle(tests)
-    return sorted(tests, key=lambda test: "float16" in test and "bfloat16" not in test)
+def selected(tests: list[str]) -> list[str]:
+    """Those of pytest's tests that are to be noted."""
+    half = re.compile(r"(?<!b)float16")
+    return [test for test in tests if not LEFT_OUT.search(test) and not half.search(test)]
 
 
-def read(output: str) -> tuple[list[str], list[str]]:
-    """The tests that passed, and what is to be looked at, in the output of pytest -v under compute-sanitizer."""
-    passed = re.findall(r"^(?:\S*tests/)?(test_\w+\.py::.*?) (?:PASSED|SKIPPED)", output, re.MULTILINE)
-    quiet = re.compile(r"COMPUTE-SANITIZER|Target application|ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards|^=+ .* =+$")
-    told = [line for line in output.splitlines() if line.startswith("=========") and not quiet.search(line)]
-    return passed, told + re.findall(r"^.*? FAILED.*$", output, re.MULTILINE)
+# Noting launches: pytest's plugin, in every process that runs tests
+
+
+def describe(value: object, storages: dict[int, int]) -> tuple:
+    """A kernel's argument, so that `build` can make its like. storages: the place of each storage of this launch by address."""
+    import torch
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    if isinstance(value, TensorDescriptor):
+        return ("descriptor", describe(value.base, storages), tuple(value.shape), tuple(value.strides), tuple(value.block_shape))
+    if not isinstance(value, torch.Tensor):
+        return ("value", value)
+    storage = value.untyped_storage()
+    place = storages.setdefault(storage.data_ptr(), len(storages))
+    readable = not value.dtype.is_floating_point and value.numel() < 100_000
+    if readable and value.is_cuda:
+        readable = not torch.cuda.is_current_stream_capturing()
+    numbers = value.tolist() if readable else None
+    layout = (tuple(value.shape), value.stride(), value.storage_offset(), storage.nbytes())
+    return ("tensor", place, str(value.dtype).removeprefix("torch."), *layout, numbers)
+
+
+def build(described: tuple, storages: dict, short: int = 0) -> object:
+    """The like of what was described, on the GPU if there is one. short: elements that each storage lacks."""
+    import torch
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from vitcourse import runtime
+
+    if described[0] == "value":
+        return described[1]
+    if described[0] == "descriptor":
+        _, base, shape, strides, block_shape = described
+        return TensorDescriptor(build(base, storages, short), list(shape), list(strides), list(block_shape))
+    _, place, name, shape, strides, offset, size, numbers = described
+    dtype = getattr(torch, name)
+    if place not in storages:
+        whole = torch.empty(size // dtype.itemsize, dtype=dtype, device=runtime.DEVICE)
+        storages[place] = whole.normal_() if dtype.is_floating_point else whole.zero_()
+        if short and whole.numel() > short:
+            storages[place] = whole[:-short].clone()
+    whole = storages[place]
+    if short:
+        return Reaching(whole, offset)
+    tensor = whole.view(dtype).as_strided(shape, strides, offset)
+    return tensor if numbers is None else tensor.copy_(torch.tensor(numbers, dtype=dtype).reshape(shape))
+
+
+class Reaching:
+    """What Triton takes for a tensor, and PyTorch does not allow: one that may reach past its storage."""
+
+    def __init__(self, storage: object, offset: int):
+        self.storage, self.offset, self.dtype = storage, offset, storage.dtype
+
+    def data_ptr(self) -> int:
+        return self.storage.data_ptr() + self.offset * self.dtype.itemsize
+
+
+def pytest_configure(config) -> None:
+    folder = os.environ.get(NOTE)
+    if folder and not hasattr(config, "launches"):
+        from triton.runtime.jit import JITFunction
+
+        config.launches, run = {}, JITFunction.run
+
+        def noted(self, *args, grid, warmup, **kwargs):
+            if self.__module__.startswith("vitcourse.") and isinstance(grid, tuple) and not warmup:
+                storages: dict[int, int] = {}
+                launch = (
+                    self.__module__, self.fn.__name__, grid, tuple(describe(value, storages) for value in args),
+                    tuple((name, describe(value, storages)) for name, value in kwargs.items()),
+                )  # fmt: skip
+                config.launches.setdefault(re.sub(r", \[[-\d, \[\]]*\]\)", ")", repr(launch)), launch)
+            return run(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+        JITFunction.run = noted
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if os.environ.get(NOTE):
+        kept = set(selected([item.nodeid for item in items]))
+        items[:] = [item for item in items if item.nodeid in kept]
+
+
+def pytest_runtest_setup(item) -> None:
+    if time.time() > float(os.environ.get(UNTIL, "inf")):
+        import pytest
+
+        pytest.skip("no time left")
+
+
+def pytest_sessionfinish(session) -> None:
+    launches = getattr(session.config, "launches", None)
+    if launches:
+        Path(os.environ[NOTE], f"{os.getpid()}.pickle").write_bytes(pickle.dumps(list(launches.items())))
+
+
+def note(processes: int, seconds: float) -> tuple[list[tuple], bool]:
+    """What the tests launch, every launch once, and whether all of them ran and passed."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "sanitize", "-p", "no:cacheprovider", "-n", str(processes)]
+        command += ["--dist", "worksteal", "-rfs", "--no-header", *(str(HERE / f"test_{name}.py") for name in FILES)]
+        paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {NOTE: folder, UNTIL: str(time.time() + seconds), "PYTHONPATH": paths}
+        done = subprocess.run(
+            command, env=environment, cwd=HERE.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        print("\n".join(line[:300] for line in done.stdout.splitlines()[-12:] if "%]" not in line), flush=True)
+        launches = {}
+        for path in Path(folder).iterdir():
+            launches |= dict(pickle.loads(path.read_bytes()))
+        return [launches[key] for key in sorted(launches)], done.returncode == 0 and "no time left" not in done.stdout
+
+
+# Making them again, in processes that compute-sanitizer watches
+
+
+def kernel_of(launch: tuple) -> str:
+    """What is compiled once: a kernel with its constants."""
+    return repr((launch[1], launch[4]))
+
+
+def replay(launches: list[tuple], share: int, shares: int, short: int) -> None:
+    """Make this process's share of the launches, telling each before it is made."""
+    import torch
+
+    from vitcourse import runtime
+
+    mine = [launch for launch in launches if zlib.crc32(kernel_of(launch).encode()) % shares == share]
+    for module, name, grid, args, kwargs in mine:
+        storages: dict = {}
+        values = [build(value, storages, short) for value in args]
+        named = {key: build(value, storages, short) for key, value in kwargs}
+        print(f"launch {name} {grid} {args} {kwargs}"[:600], flush=True)
+        getattr(importlib.import_module(module), name)[grid](*values, **named)
+        if runtime.DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+    print("launch -", flush=True)
+
+
+def without_barriers() -> None:
+    """From now on kernels are compiled without the barriers between their warps."""
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    whole = CUDABackend.make_ptx
+    CUDABackend.make_ptx = lambda *args: re.sub(r"\n\s*bar\.sync[^;]*;", "", whole(*args))
+
+
+def findings(output: str) -> list[str]:
+    """What is to be looked at: what compute-sanitizer says after a launch, each launch once, and how Python ended."""
+    quiet = re.compile(r"COMPUTE-SANITIZER|Target application|ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards|=========\s*$")
+    found, launch = [], "before the first launch"
+    for line in output.splitlines():
+        if line.startswith("launch "):
+            launch = line
+        elif (line.startswith("=========") and not quiet.search(line)) or re.match(r"[\w.]*(Error|Exception)\b", line):
+            if not found or not found[-1].endswith(launch):
+                found.append(f"{line.strip()}  {launch}")
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--launches", type=Path, required=True, help="file of what the tests launch; written if it is not there")
     parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir()) / "sanitized.txt")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 2)
+    parser.add_argument("--replay", nargs=2, type=int, metavar=("SHARE", "SHARES"), help=argparse.SUPPRESS)
+    parser.add_argument("--planted", choices=TOOLS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    end = time.monotonic() + arguments.seconds
-    files = [str(HERE / f"test_{name}.py") for name in FILES]
-    tests = selected(subprocess.run([*PYTEST, "--collect-only", "-q", *files], capture_output=True, text=True, check=True).stdout)
-    tests = [test.removeprefix("tests/") for test in tests]
-    done = set(arguments.log.read_text().splitlines()) if arguments.log.exists() else set()
-    running = []
+    end, passed = time.monotonic() + arguments.seconds, True
+    if not arguments.replay and not arguments.launches.exists():
+        noted, passed = note(arguments.processes, arguments.seconds / 2)
+        arguments.launches.write_bytes(pickle.dumps(noted))
+    launches = pickle.loads(arguments.launches.read_bytes())
+    if arguments.replay:
+        if arguments.planted:  # not where a descriptor knows the tensor's end, or a kernel waits for another's copy
+            launches = [launch for launch in launches if "'descriptor'" not in repr(launch[3])]
+            launches = launches[:: max(1, len(launches) // PLANTED)][:PLANTED]
+        if arguments.planted == "racecheck":
+            without_barriers()
+        replay(launches, *arguments.replay, short=int(arguments.planted == "memcheck"))
+        return 0
+    shares, running = max(1, arguments.processes // len(TOOLS)), []
     for tool in TOOLS:
-        left, share = [test for test in tests if f"{tool} {test}" not in done], max(1, arguments.processes // len(TOOLS))
-        for place in range(min(share, len(left))):
-            # From both ends, so that one tool finds compiled what the other has compiled.
-            part = left[place::share] if tool == TOOLS[0] else left[place::share][::-1]
+        for share, planted in [*((share, "") for share in range(shares)), (0, tool)]:
             output = tempfile.NamedTemporaryFile("w+", suffix=f".{tool}", delete=False)
-            command = ["compute-sanitizer", "--tool", tool, "--kernel-name-exclude", "kns=native", "--target-processes"]
-            command += ["application-only", *PYTEST, "-v", "--no-header", *part]
-            process = subprocess.Popen(
-                command, cwd=HERE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
-            running.append((tool, output, process))
-    while time.monotonic() < end and any(process.poll() is None for *_, process in running):
+            command = ["compute-sanitizer", "--tool", tool, "--target-processes", "application-only", "--kernel-name-exclude"]
+            command += ["kns=native", "--destroy-on-device-error", "kernel", sys.executable, __file__, "--launches"]
+            command += [str(arguments.launches), "--replay", str(share), "1" if planted else str(shares)]
+            command += ["--planted", tool] if planted else []
+            more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+            if planted == "racecheck":
+                more["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                                       env=os.environ | more)  # fmt: skip
+            running.append((tool, planted, output, process))
+    while time.monotonic() < end and any(process.poll() is None and not planted for _, planted, _, process in running):
         time.sleep(1)
-    found = 0
-    for tool, output, process in running:
+    made, found, planted_found = dict.fromkeys(TOOLS, 0), 0, dict.fromkeys(TOOLS, 0)
+    for tool, planted, output, process in running:
+        if planted:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # the sanitizer, and the tests that it runs
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        passed, told = read(Path(output.name).read_text(errors="replace"))
-        done |= {f"{tool} {test}" for test in passed}
-        found += bool(told)
-        print("\n".join([f"{tool}, {output.name}:", *told[:20]]) if told else "", end="\n" if told else "")
-    arguments.log.write_text("\n".join(sorted(done)) + "\n")
+        text = Path(output.name).read_text(errors="replace")
+        told = findings(text)
+        if planted:
+            planted_found[tool] = sum("launch " in one for one in told)
+            continue
+        made[tool] += max(0, text.count("\nlaunch ") + text.startswith("launch ") - 1)  # all but the one that was not ended
+        found += len(told)
+        if told:
+            print("\n".join([f"{tool}, {output.name}:", *(one[:400] for one in told[:12])]))
     for tool in TOOLS:
-        print(f"{tool}: {sum(f'{tool} {test}' in done for test in tests)} of {len(tests)} tests passed, so far")
-    return int(found > 0)
+        print(f"{tool}: {made[tool]} of {len(launches)} launches made, of {len({*map(kernel_of, launches)})} kernels; "
+              f"{planted_found[tool]} of {PLANTED} planted faults found")  # fmt: skip
+    return int(not passed or found > 0 or min(made.values()) < len(launches) or not all(planted_found.values()))
 
 
 if __name__ == "__main__":

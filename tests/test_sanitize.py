@@ -1,30 +1,94 @@
-"""What `sanitize.py` makes of pytest's and compute-sanitizer's output. That they run needs a GPU."""
+"""The parts of `sanitize.py` that need no GPU."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import sanitize
+import torch
 
 OUTPUT = """========= COMPUTE-SANITIZER
-============================= test session starts ==============================
-collecting ... collected 3 items
-
-test_kernels.py::test_a[5-float16] PASSED                                [ 33%]
-test_kernels.py::test_b[x y] SKIPPED (no bfloat16)                       [ 66%]
-test_kernels.py::test_c """
-
-
-def test_what_passed_is_read_and_a_test_that_was_cut_off_is_not() -> None:
-    assert sanitize.read(OUTPUT) == (["test_kernels.py::test_a[5-float16]", "test_kernels.py::test_b[x y]"], [])
-    assert (
-        sanitize.read("========= ERROR SUMMARY: 0 errors\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)")[1] == []
-    )
+launch relu_kernel (1,) ...
+launch softmax_kernel (2,) ...
+========= Invalid __global__ read of size 2 bytes
+=========     at softmax_kernel
+launch gelu_kernel (3,) ...
+Traceback (most recent call last):
+torch.AcceleratorError: CUDA error: unspecified launch failure
+========= ERROR SUMMARY: 1 error
+"""
 
 
-def test_a_finding_and_a_failure_are_told() -> None:
-    lines = ["========= Invalid __global__ read of size 2 bytes", "========= ERROR SUMMARY: 1 error"]
-    assert sanitize.read("\n".join([OUTPUT, *lines]))[1] == lines
-    assert sanitize.read("test_kernels.py::test_c FAILED      [ 99%]")[1] == ["test_kernels.py::test_c FAILED      [ 99%]"]
+def test_a_finding_is_told_once_with_its_launch() -> None:
+    memory, failure = sanitize.findings(OUTPUT)
+    assert memory.startswith("========= Invalid __global__ read") and memory.endswith("softmax_kernel (2,) ...")
+    assert failure.startswith("torch.AcceleratorError") and failure.endswith("gelu_kernel (3,) ...")
 
 
-def test_float16_comes_last_and_some_not_at_all() -> None:
-    tests = ["t.py::test_x[float16]", "t.py::test_x[bfloat16]", "t.py::test_x[float32]", "t.py::test_a_wrong_shape_is_refused[1]"]
-    chosen = sanitize.selected("\n".join([*tests, "4 tests collected"]))
-    assert chosen[-1] == tests[0] and sorted(chosen) == sorted(tests[:3])
+def test_nothing_is_told_where_nothing_was_found() -> None:
+    quiet = "launch a\n========= ERROR SUMMARY: 0 errors\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors)\n"
+    assert sanitize.findings(quiet) == []
+
+
+def test_float16_and_what_launches_nothing_are_left_out() -> None:
+    kept = ["t.py::test_x[bfloat16]", "t.py::test_x[float32]"]
+    assert sanitize.selected([*kept, "t.py::test_x[float16]", "t.py::test_a_wrong_shape_is_refused[1]"]) == kept
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_tensors_are_made_again_with_their_layout_and_shared_storage(short) -> None:
+    packed = torch.randn(2, 5, 3, 4)
+    targets = torch.tensor([[3, -100], [0, 7]])
+    storages: dict = {}
+    described = [sanitize.describe(value, storages) for value in (packed[:, 1:, 1], packed[:, :, 2], targets.t(), 0.5)]
+    made: dict = {}
+    query, key, target, scale = (sanitize.build(one, made, short) for one in described)
+    assert scale == 0.5 and len(made) == 2 and made[0].numel() == packed.numel() - short
+    assert query.data_ptr() - made[0].data_ptr() == packed[:, 1:, 1].storage_offset() * 4
+    if not short:
+        assert (query.shape, query.stride()) == (packed[:, 1:, 1].shape, packed[:, 1:, 1].stride())
+        assert query.untyped_storage().data_ptr() == key.untyped_storage().data_ptr()
+        assert torch.equal(target, targets.t()) and target.stride() == targets.t().stride()
+
+
+# Where Triton does not interpret and nothing runs: what a kernel was launched with is what it is launched with again.
+AGAIN = """
+import json, pickle, types
+import torch
+import vitcourse
+from triton.runtime.jit import JITFunction
+import sanitize
+
+calls = []
+JITFunction.run = lambda self, *args, grid, warmup, **kwargs: calls.append((self.fn.__name__, grid, args, kwargs))
+config = types.SimpleNamespace()
+sanitize.pytest_configure(config)
+from vitcourse import kernels, runtime
+runtime.shared_memory, runtime.multiprocessors = lambda: 227 << 10, lambda: 132
+x = torch.randn(6, 40)
+for _ in range(2):
+    kernels.relu(x[:, :33])
+kernels.cross_entropy(x, torch.tensor([0, 39, 1, 2, -100, 5]))
+kernels.softmax(x, -1)
+first, noted = list(calls), list(config.launches.values())
+calls.clear()
+sanitize.replay(pickle.loads(pickle.dumps(noted)), 0, 1, short=0)
+plain = lambda value: [list(value.shape), list(value.stride()), str(value.dtype)] if isinstance(value, torch.Tensor) else value
+told = lambda calls: [[name, grid, [plain(value) for value in args], {k: plain(v) for k, v in kwargs.items()}]
+                      for name, grid, args, kwargs in calls]
+print(json.dumps([told(first), told(calls)]))
+"""
+
+
+def test_launches_are_noted_once_and_made_again() -> None:
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    environment = os.environ | {"TRITON_INTERPRET": "0", sanitize.NOTE: "unused", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", AGAIN], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, again = json.loads(done.stdout.splitlines()[-1])
+    assert first[0] == first[1] and again == first[1:]
+    assert again[0][0] == "relu_kernel" and len(again) >= 3
