@@ -5,8 +5,9 @@ BIN := .venv/bin
 MODEL ?=
 IMAGE ?=
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-# Two workers: the interpreter uses one core a process, and a GPU is shared between them. More threads would wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# The interpreter uses one core a process, and a GPU is shared between them. More threads would wait for each other.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .PHONY: help run test lab bench lint
 
@@ -21,9 +22,9 @@ help: ## list the targets
 run: .venv/installed ## classify images with our kernels, compare every layer with Hugging Face (MODEL=... IMAGE=...)
 	@$(BIN)/python -m vitcourse run $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE),--image "$(IMAGE)")
 
-test: lint ## lint, tests/, and every notebook, on the GPU or in Triton's interpreter
-	$(PYTEST) tests
-	$(PYTEST) --nbval-lax $(NOTEBOOKS)
+test: lint ## lint, tests/, and every notebook, on the GPU or in Triton's interpreter (WORKERS=2)
+	$(PYTEST) --dist worksteal tests
+	$(PYTEST) --dist loadfile --nbval-lax $(NOTEBOOKS)
 
 lab: .venv/installed ## open JupyterLab at the first lesson
 	$(BIN)/jupyter lab $(firstword $(NOTEBOOKS))
