@@ -8,8 +8,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from .. import measure
-from ..bench import BATCHES, PROVIDERS, SHAPE
+from .. import measure, peers
+from ..bench import BASE, BATCHES, LARGER_BATCH, PROVIDERS, SHAPE, shape_of
 from . import figures
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -36,11 +36,25 @@ def forward_rows(rows: Sequence[measure.Measurement]) -> list[measure.Measuremen
     return [row for row in rows if (row.metric, row.dtype, row.shape) == ("images/s", "bfloat16", SHAPE)]
 
 
-def missing(rows: Sequence[measure.Measurement]) -> dict[str, list[int]]:
-    """The providers of `bench` that were not measured with ViT-B/16 in bfloat16, and at which batch sizes."""
-    found = {(row.provider, row.batch) for row in forward_rows(rows)}
-    lacking = {name: [batch for batch in BATCHES if (name, batch) not in found] for name in PROVIDERS}
-    return {name: batches for name, batches in lacking.items() if batches}
+def missing(rows: Sequence[measure.Measurement], model: str = BASE) -> dict[str, list[int]]:
+    """The providers of `bench` that were not measured with a model in bfloat16, and at which batch sizes."""
+    batches = BATCHES if model == BASE else (LARGER_BATCH,)
+    found = {batch: _forward(rows, batch, shape=shape_of(model)) for batch in batches}
+    lacking = {name: [batch for batch in batches if name not in found[batch]] for name in PROVIDERS}
+    return {name: at for name, at in lacking.items() if at}
+
+
+def _missing(rows: Sequence[measure.Measurement]) -> str:
+    """`missing` of all models as a sentence, models that lack the same ones together; "" where nothing is missing."""
+    models: dict[str, list[str]] = {}
+    for model in peers.MODELS:
+        parts = []
+        for name, at in missing(rows, model).items():
+            everywhere = len(at) == len(BATCHES) or model != BASE
+            parts.append(f"`{name}`" + ("" if everywhere else f" at batch {', '.join(map(str, at))}"))
+        if parts:
+            models.setdefault("; ".join(parts), []).append(model)
+    return "; ".join(f"of {' and '.join(names)} {parts}" for parts, names in models.items())
 
 
 def _batches(rows: Sequence[measure.Measurement]) -> list[int]:
@@ -63,7 +77,7 @@ def _ms(row: measure.Measurement) -> str:
 def _speeds(first: str, cases: dict[str, dict[str, measure.Measurement]]) -> list[str]:
     """A table in Markdown, of the forward passes in each of `cases`: Hugging Face's with SDPA, the best peer's and ours."""
     lines = [
-        f"| {first} | Hugging Face, SDPA | the fastest peer | vitcourse, CUDA graph | against that peer |",
+        f"| {first} | Hugging Face, SDPA | the fastest peer measured | vitcourse, CUDA graph | against that peer |",
         "|---|---|---|---|---|",
     ]
     for name, mine in cases.items():
@@ -118,12 +132,8 @@ def table(rows: Sequence[measure.Measurement]) -> str:
             + ", ".join(f"`{name}` {memory[name].value:.1f} GB" for name in SHOWN if name in memory)
             + ".",
         ]
-    if lacking := missing(rows):
-        parts = (
-            f"`{name}`" + ("" if len(at) == len(BATCHES) else f" at batch {', '.join(map(str, at))}")
-            for name, at in lacking.items()
-        )
-        lines += ["", f"Not in this recording: {'; '.join(parts)}."]
+    if lacking := _missing(rows):
+        lines += ["", f"Not in this recording: {lacking}."]
     lines += [
         "",
         f"One {rows[0].gpu}, {rows[0].date}, PyTorch {rows[0].torch.split('+')[0]}, Triton {rows[0].triton}, bfloat16 where "
