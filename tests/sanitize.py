@@ -15,7 +15,8 @@ torch.compile, drawn shapes, tensors of 2^31 elements), and float16, whose kerne
 """
 
 import argparse
-import contextlib
+import collections
+import dataclasses
 import importlib
 import os
 import pickle
@@ -63,7 +64,7 @@ def describe(value: object, storages: dict[int, int]) -> tuple:
     place = storages.setdefault(storage.data_ptr(), len(storages))
     readable = not value.dtype.is_floating_point and value.numel() < 100_000
     if readable and value.is_cuda:
-        readable = not torch.cuda.is_current_stream_capturing()
+        readable = not torch.cuda.is_current_stream_capturing() and not torch.cuda.get_sync_debug_mode()
     numbers = value.tolist() if readable else None
     layout = (tuple(value.shape), value.stride(), value.storage_offset(), storage.nbytes())
     return ("tensor", place, str(value.dtype).removeprefix("torch."), *layout, numbers)
@@ -169,8 +170,8 @@ def kernel_of(launch: tuple) -> str:
     return repr((launch[1], launch[4]))
 
 
-def replay(launches: list[tuple], share: int, shares: int, short: int) -> None:
-    """Make this process's share of the launches, telling each before it is made."""
+def replay(launches: list[tuple], share: int, shares: int, short: int = 0) -> None:
+    """Make a share of the launches, all of a kernel's in the same share, telling each before it is made."""
     import torch
 
     from vitcourse import runtime
@@ -208,64 +209,86 @@ def findings(output: str) -> list[str]:
     return found
 
 
+def chosen(launches: list[tuple], tool: str, planted: bool) -> list[tuple]:
+    """The launches that one process under `tool` has to share with others, in its order."""
+    if planted:  # not where a descriptor knows the tensor's end, or a kernel waits for another's copy
+        launches = [launch for launch in launches if "'descriptor'" not in repr(launch[3])]
+        return launches[:: max(1, len(launches) // PLANTED)][:PLANTED]
+    # One tool from either end, so that each finds compiled what the other has compiled.
+    return launches if tool == TOOLS[0] else launches[::-1]
+
+
+@dataclasses.dataclass
+class Watched:
+    """A process under a tool: a share of the launches, or all of those with a planted fault."""
+
+    tool: str
+    planted: bool
+    process: subprocess.Popen
+    output: Path
+
+    @classmethod
+    def start(cls, launches: Path, tool: str, share: int, shares: int, planted: bool) -> "Watched":
+        command = ["compute-sanitizer", "--tool", tool, "--target-processes", "application-only", "--kernel-name-exclude"]
+        command += ["kns=native", "--destroy-on-device-error", "kernel", sys.executable, __file__, "--launches", str(launches)]
+        command += ["--replay", tool, str(share), str(shares)] + ["--planted"] * planted
+        more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        if planted:
+            more["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
+        with tempfile.NamedTemporaryFile("w", suffix=f".{tool}", delete=False) as output:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | more
+            )
+        return cls(tool, planted, process, Path(output.name))
+
+    def end(self, seconds: float) -> tuple[int, list[str]]:
+        """How many launches were made, and what was found. What still runs after so many seconds is stopped."""
+        try:
+            self.process.wait(max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)  # the sanitizer, and Python under it
+            self.process.wait()
+        text = self.output.read_text(errors="replace")
+        return max(0, len(re.findall("^launch ", text, re.MULTILINE)) - 1), findings(text)  # the last one was not ended
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--launches", type=Path, required=True, help="file of what the tests launch; written if it is not there")
-    parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--seconds", type=float, default=3600, help="for all of it")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 2)
-    parser.add_argument("--replay", nargs=2, type=int, metavar=("SHARE", "SHARES"), help=argparse.SUPPRESS)
-    parser.add_argument("--planted", choices=TOOLS, help=argparse.SUPPRESS)
+    parser.add_argument("--replay", nargs=3, metavar=("TOOL", "SHARE", "SHARES"), help=argparse.SUPPRESS)
+    parser.add_argument("--planted", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    end, passed = time.monotonic() + arguments.seconds, True
-    if not arguments.replay and not arguments.launches.exists():
-        noted, passed = note(arguments.processes, arguments.seconds / 2)
-        arguments.launches.write_bytes(pickle.dumps(noted))
-    launches = pickle.loads(arguments.launches.read_bytes())
+    end = time.monotonic() + arguments.seconds
+    if not arguments.launches.exists():
+        arguments.launches.write_bytes(pickle.dumps(note(arguments.processes, arguments.seconds / 2)))
+    launches, passed = pickle.loads(arguments.launches.read_bytes())
     if arguments.replay:
-        if arguments.planted:  # not where a descriptor knows the tensor's end, or a kernel waits for another's copy
-            launches = [launch for launch in launches if "'descriptor'" not in repr(launch[3])]
-            launches = launches[:: max(1, len(launches) // PLANTED)][:PLANTED]
-        if arguments.planted == "racecheck":
+        tool, share, shares = arguments.replay
+        if arguments.planted and tool == "racecheck":
             without_barriers()
-        replay(launches, *arguments.replay, short=int(arguments.planted == "memcheck"))
+        mine = chosen(launches, tool, arguments.planted)
+        replay(mine, int(share), int(shares), short=int(arguments.planted and tool == "memcheck"))
         return 0
-    shares, running = max(1, arguments.processes // len(TOOLS)), []
+    shares = max(1, arguments.processes // len(TOOLS))
+    places = [(share, shares, False) for share in range(shares)] + [(0, 1, True)]
+    running = [Watched.start(arguments.launches, tool, *place) for tool in TOOLS for place in places]
+    made, found = collections.Counter(), collections.Counter()
+    for one in sorted(running, key=lambda one: one.planted):
+        launched, told = one.end(end - time.monotonic())
+        made[one.tool, one.planted] += launched
+        found[one.tool, one.planted] += sum(line.startswith("=") for line in told) if one.planted else len(told)
+        if told and not one.planted:
+            print("\n".join([f"{one.tool}, {one.output}:", *(line[:400] for line in told[:12])]))
+    print("" if passed else "Not every test was noted, or one failed.", end="" if passed else "\n")
     for tool in TOOLS:
-        for share, planted in [*((share, "") for share in range(shares)), (0, tool)]:
-            output = tempfile.NamedTemporaryFile("w+", suffix=f".{tool}", delete=False)
-            command = ["compute-sanitizer", "--tool", tool, "--target-processes", "application-only", "--kernel-name-exclude"]
-            command += ["kns=native", "--destroy-on-device-error", "kernel", sys.executable, __file__, "--launches"]
-            command += [str(arguments.launches), "--replay", str(share), "1" if planted else str(shares)]
-            command += ["--planted", tool] if planted else []
-            more = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-            if planted == "racecheck":
-                more["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                                       env=os.environ | more)  # fmt: skip
-            running.append((tool, planted, output, process))
-    while time.monotonic() < end and any(process.poll() is None and not planted for _, planted, _, process in running):
-        time.sleep(1)
-    made, found, planted_found = dict.fromkeys(TOOLS, 0), 0, dict.fromkeys(TOOLS, 0)
-    for tool, planted, output, process in running:
-        if planted:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, end - time.monotonic()))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        text = Path(output.name).read_text(errors="replace")
-        told = findings(text)
-        if planted:
-            planted_found[tool] = sum("launch " in one for one in told)
-            continue
-        made[tool] += max(0, text.count("\nlaunch ") + text.startswith("launch ") - 1)  # all but the one that was not ended
-        found += len(told)
-        if told:
-            print("\n".join([f"{tool}, {output.name}:", *(one[:400] for one in told[:12])]))
-    for tool in TOOLS:
-        print(f"{tool}: {made[tool]} of {len(launches)} launches made, of {len({*map(kernel_of, launches)})} kernels; "
-              f"{planted_found[tool]} of {PLANTED} planted faults found")  # fmt: skip
-    return int(not passed or found > 0 or min(made.values()) < len(launches) or not all(planted_found.values()))
+        print(
+            f"{tool}: {made[tool, False]} of {len(launches)} launches made, of {len({*map(kernel_of, launches)})} kernels, "
+            f"{found[tool, False]} findings; {found[tool, True]} of {made[tool, True]} planted faults found"
+        )
+        passed &= made[tool, False] == len(launches) and not found[tool, False] and found[tool, True] > 0
+    return int(not passed)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,16 @@ def test_float16_and_what_launches_nothing_are_left_out() -> None:
     assert sanitize.selected([*kept, "t.py::test_x[float16]", "t.py::test_a_wrong_shape_is_refused[1]"]) == kept
 
 
+def test_every_launch_is_made_once_under_each_tool() -> None:
+    launches = [
+        ("vitcourse.kernels.relu", f"kernel_{n}", (n,), (("value", n),), (("BLOCK", ("value", n % 3)),)) for n in range(50)
+    ]
+    for tool in sanitize.TOOLS:
+        assert sorted(sanitize.chosen(launches, tool, planted=False), key=lambda launch: launch[2]) == launches
+        planted = sanitize.chosen([*launches, ("m", "k", (1,), (("descriptor", ()),), ())], tool, planted=True)
+        assert len(planted) == sanitize.PLANTED and set(planted) < set(launches)
+
+
 @pytest.mark.parametrize("short", [0, 1])
 def test_tensors_are_made_again_with_their_layout_and_shared_storage(short) -> None:
     packed = torch.randn(2, 5, 3, 4)
@@ -75,7 +85,7 @@ kernels.cross_entropy(x, torch.tensor([0, 39, 1, 2, -100, 5]))
 kernels.softmax(x, -1)
 first, noted = list(calls), list(config.launches.values())
 calls.clear()
-sanitize.replay(pickle.loads(pickle.dumps(noted)), 0, 1, short=0)
+sanitize.replay(pickle.loads(pickle.dumps(noted)), 0, 1)
 plain = lambda value: [list(value.shape), list(value.stride()), str(value.dtype)] if isinstance(value, torch.Tensor) else value
 told = lambda calls: [[name, grid, [plain(value) for value in args], {k: plain(v) for k, v in kwargs.items()}]
                       for name, grid, args, kwargs in calls]
