@@ -142,6 +142,38 @@ def test_every_figure_is_drawn_with_a_text(shown, tmp_path):
     assert len(shown) == 7  # nothing recorded, nothing drawn
 
 
+def version(provider: str, batch: int, ms: float) -> measure.Measurement:
+    times = (ms, ms, ms)
+    return measure.Measurement(
+        provider, "bfloat16", "", batch, *times, "images/s", 1, None, None, "a GPU", "2", "3", "2026-01-01"
+    )
+
+
+ROAD = [version("first", 1, 8.0), version("first", 256, 40.0), version("second", 1, 4.0), version("second", 256, 50.0)]
+ROAD += [version("third", 1, 1.0)]
+PREDICTED = {1: {"second": 2.0, "third": 2.0}, 256: {"second": 20.0}}
+
+
+def test_a_waterfall_has_what_was_predicted_beside_what_was_measured(shown):
+    figures.waterfall(ROAD, [1, 256], PREDICTED)
+    figures.waterfall(ROAD, [1])
+    figures.waterfall([], [1])
+    (with_lines, alt), (_, without) = shown
+    assert (
+        "second: 4 ms at batch 1 (2 predicted), 50 ms at batch 256 (20 predicted); third: 1 ms at batch 1 (2 predicted)." in alt
+    )
+    assert without.endswith("first: 8 ms at batch 1; second: 4 ms at batch 1; third: 1 ms at batch 1.")
+    assert len(with_lines) > 1000
+
+
+def test_gains_are_of_the_version_before_that_was_measured():
+    heads, second, third = (line.split() for line in timing.gains(ROAD, PREDICTED).splitlines())
+    assert heads.count("predicted") == heads.count("measured") == 2
+    assert second == ["second", "4.00", "2.00", "2.00", "0.80"]
+    assert third == ["third", "2.00", "4.00", "-", "-"]
+    assert timing.gains([], PREDICTED) == ""
+
+
 def test_the_look_at_the_machine_finds_what_is_missing(capsys, monkeypatch):
     environment.report()
     assert "Everything that the course needs is here." in capsys.readouterr().out

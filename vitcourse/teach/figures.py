@@ -5,7 +5,7 @@ Figures stand on a white card of their own, so they read the same on light and d
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 
@@ -452,28 +452,46 @@ def speeds(rows: Sequence[measure.Measurement], batch: int, dtype: str = "bfloat
     show(*draw_speeds(rows, batch, dtype))
 
 
-def waterfall(rows: Sequence[measure.Measurement], batches: Sequence[int]) -> None:
-    """`timing.forward`'s rows as falling bars: the time of each version, in the order of the rows, a panel a batch size."""
+def waterfall(
+    rows: Sequence[measure.Measurement],
+    batches: Sequence[int],
+    predicted: Mapping[int, Mapping[str, float]] | None = None,
+) -> None:
+    """`timing.forward`'s rows as falling bars: the time of each version, in the order of the rows, a panel a batch size.
+
+    A panel's shortest bar stands out. predicted: milliseconds by batch size and version, each shown as a line across its bar.
+    """
     if not rows:
         return
+    predicted = predicted or {}
     names = list(dict.fromkeys(row.provider for row in rows))
-    ms = {(row.provider, row.batch): row.ms for row in rows}
+    told: dict[str, list[str]] = {name: [] for name in names}
     with plt.rc_context(STYLE | {"axes.grid": False}):
         figure, panels = plt.subplots(1, len(batches), figsize=(9, 0.42 * len(names) + 1.1), sharey=True, squeeze=False)
         for panel, batch in zip(panels[0], batches):
-            times = [ms.get((name, batch), 0.0) for name in names]
-            panel.barh(names, times, color=["#9aa5b1"] * (len(names) - 1) + [ACCENT])
-            for name, time in zip(names, times):
-                panel.text(time, name, f" {time:.3g} ms", va="center", fontsize=9)
-            panel.set(title=f"batch {batch}", xlim=(0, 1.35 * max(times)))
+            ms = {row.provider: row.ms for row in rows if row.batch == batch}
+            expected = predicted.get(batch, {})
+            shortest = min(ms, key=ms.__getitem__)
+            panel.barh(
+                names, [ms.get(name, 0.0) for name in names], color=[ACCENT if n == shortest else "#9aa5b1" for n in names]
+            )
+            for place, name in enumerate(names):
+                if name in expected:
+                    label = "predicted" if name == next(iter(expected)) else None
+                    panel.vlines(expected[name], place - 0.45, place + 0.45, color="#17202a", linewidth=1.6, label=label)
+                right = max(ms.get(name, 0.0), expected.get(name, 0.0) if name in ms else 0.0)
+                panel.text(right, name, f"  {ms[name]:.3g} ms" if name in ms else "  not measured", va="center", fontsize=9)
+                if name in ms:
+                    guess = f" ({expected[name]:.3g} predicted)" if name in expected else ""
+                    told[name].append(f"{ms[name]:.3g} ms at batch {batch}{guess}")
+            panel.set(title=f"batch {batch}", xlim=(0, 1.35 * max(ms.values())))
             panel.xaxis.set_visible(False)
             panel.spines["bottom"].set_visible(False)
         panels[0][0].invert_yaxis()
+        if predicted:
+            panels[0][-1].legend(loc="lower right", frameon=False, fontsize=9)
         _finish(panels[0][0], rows)
-    text = "; ".join(
-        f"{name}: " + ", ".join(f"{ms[name, batch]:.3g} ms at batch {batch}" for batch in batches if (name, batch) in ms)
-        for name in names
-    )
+    text = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in told.items())
     show(figure, f"Time of a forward pass of ViT-B/16 on one {rows[0].gpu}, step by step. {text}.")
 
 

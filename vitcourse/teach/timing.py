@@ -7,7 +7,7 @@ import functools
 import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch._functorch.config
@@ -203,6 +203,26 @@ def forward_table(rows: Sequence[measure.Measurement]) -> str:
     for provider in dict.fromkeys(row.provider for row in rows):
         ms = {row.batch: row.ms for row in rows if row.provider == provider}
         lines.append(f"{provider:32}" + "".join(f"{f'{ms[batch]:.3f} ms' if batch in ms else '-':>13}" for batch in batches))
+    return "\n".join(lines) if rows else ""
+
+
+def gains(rows: Sequence[measure.Measurement], predicted: Mapping[int, Mapping[str, float]]) -> str:
+    """How many times as fast as the version before it each of `forward`'s versions was to be, and was, as text.
+
+    predicted: milliseconds by batch size and version. A version is compared with the one before it that was measured.
+    """
+    names = list(dict.fromkeys(row.provider for row in rows))
+    lines = [f"{'times as fast':32}" + "".join(f"{f'batch {batch}: predicted':>22}{'measured':>10}" for batch in predicted)]
+    for place, name in enumerate(names[1:], 1):
+        line = f"{name:32}"
+        for batch, expected in predicted.items():
+            ms = {row.provider: row.ms for row in rows if row.batch == batch}
+            before = next((ms[other] for other in reversed(names[:place]) if other in ms), None)
+            line += "".join(
+                f"{f'{before / time:.2f}' if before and time else '-':>{width}}"
+                for time, width in ((expected.get(name), 22), (ms.get(name), 10))
+            )
+        lines.append(line)
     return "\n".join(lines) if rows else ""
 
 
