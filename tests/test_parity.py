@@ -4,6 +4,7 @@ Every parameter is drawn anew (`verify.randomise` says why).
 """
 
 import copy
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from vitcourse import runtime, verify
+from vitcourse import peers, runtime, verify
 from vitcourse.vit import ViT, ViTConfig
 
 #: Of the largest magnitude of Hugging Face's result.
@@ -153,6 +154,23 @@ def test_vit_base_agrees(large: Path) -> None:
     theirs.save_pretrained(large)
     ours = ViT.from_pretrained(large)
     assert ours.config == ViTConfig(id2label={index: f"LABEL_{index}" for index in range(1000)})
+    pixel_values = pixels(ours.config, batch=1)
+    with torch.inference_mode():
+        assert difference(ours(pixel_values), theirs(pixel_values.cpu()).logits) <= TOLERANCE
+    if not runtime.INTERPRETER:
+        for dtype in runtime.DTYPES:
+            rows = verify.compare(large, dtype=dtype)
+            assert verify.first_divergence(rows) is None, verify.format_table(rows)
+
+
+@pytest.mark.parametrize("model", ["ViT-L/16", "ViT-H/14"])
+def test_the_sizes_of_larger_models_agree(large: Path, model: str) -> None:
+    """Two of their blocks: `bench` holds all of them against float64. ViT-H/14 has heads of 80 and 257 tokens."""
+    config = peers.MODELS[model].to_dict() | {"num_hidden_layers": 2}
+    theirs = hugging_face(0, **{name: value for name, value in config.items() if name != "model_type"})
+    theirs.save_pretrained(large)
+    ours = ViT.from_pretrained(large)
+    assert ours.config == dataclasses.replace(peers.MODELS[model], num_hidden_layers=2)
     pixel_values = pixels(ours.config, batch=1)
     with torch.inference_mode():
         assert difference(ours(pixel_values), theirs(pixel_values.cpu()).logits) <= TOLERANCE
