@@ -3,13 +3,13 @@
     python tests/sanitize.py --launches /tmp/launches.pickle
 
 For a machine with a CUDA GPU and compute-sanitizer. First the tests run as ever, and what they launch kernels of `vitcourse`
-with is noted: the constants and, of each tensor, type, shape, strides and the size of its storage. Then every launch that
-differs from the others is made again under the tools, on random numbers (integers, such as targets, are the test's own). A test
-spends nearly all of its time under a tool on what is not a kernel of ours; a launch by itself takes a tenth of a second.
-Each tensor's storage is an allocation of its own there, because memcheck sees a step past the end of an allocation, and
-PyTorch would cut small tensors out of one of 2 MB.
+with is noted: the constants and, of each tensor, type, shape, strides and alignment. Then every launch that differs from the
+others is made again under the tools, on random numbers (integers, such as targets, are the test's own). A test spends nearly
+all of its time under a tool on what is not a kernel of ours; a launch by itself takes a tenth of a second. Each tensor is an
+allocation of its own there, which ends with its last element: memcheck sees a step past the end of an allocation, PyTorch cuts
+small tensors out of one of 2 MB, and the tests put theirs between guards.
 
-That the tools would find something is shown in every run: memcheck by storages that are an element too short, racecheck by
+That the tools would find something is shown in every run: memcheck by memory that is an element too short, racecheck by
 kernels whose barriers are taken out. Left out are tests that launch no kernel of ours, or too many (refusals, searches,
 torch.compile, drawn shapes, tensors of 2^31 elements), and float16, whose kernels are those of bfloat16 with another type.
 """
@@ -51,27 +51,28 @@ def selected(tests: list[str]) -> list[str]:
 # Noting launches: pytest's plugin, in every process that runs tests
 
 
-def describe(value: object, storages: dict[int, int]) -> tuple:
-    """A kernel's argument, so that `build` can make its like. storages: the place of each storage of this launch by address."""
+def describe(value: object) -> tuple:
+    """A kernel's argument, so that `build` can make its like."""
     import torch
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     if isinstance(value, TensorDescriptor):
-        return ("descriptor", describe(value.base, storages), tuple(value.shape), tuple(value.strides), tuple(value.block_shape))
+        return ("descriptor", describe(value.base), tuple(value.shape), tuple(value.strides), tuple(value.block_shape))
     if not isinstance(value, torch.Tensor):
         return ("value", value)
-    storage = value.untyped_storage()
-    place = storages.setdefault(storage.data_ptr(), len(storages))
+    before = value.data_ptr() % 16 // value.dtype.itemsize
     readable = not value.dtype.is_floating_point and value.numel() < 100_000
     if readable and value.is_cuda:
         readable = not torch.cuda.is_current_stream_capturing() and not torch.cuda.get_sync_debug_mode()
     numbers = value.tolist() if readable else None
-    layout = (tuple(value.shape), value.stride(), value.storage_offset(), storage.nbytes())
-    return ("tensor", place, str(value.dtype).removeprefix("torch."), *layout, numbers)
+    return ("tensor", str(value.dtype).removeprefix("torch."), tuple(value.shape), value.stride(), before, numbers)
 
 
-def build(described: tuple, storages: dict, short: int = 0) -> object:
-    """The like of what was described, on the GPU if there is one. short: elements that each storage lacks."""
+def build(described: tuple, short: int = 0) -> object:
+    """The like of what was described, on the GPU if there is one; a tensor in memory that ends with its last element.
+
+    short: elements that this memory lacks.
+    """
     import torch
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -81,29 +82,26 @@ def build(described: tuple, storages: dict, short: int = 0) -> object:
         return described[1]
     if described[0] == "descriptor":
         _, base, shape, strides, block_shape = described
-        return TensorDescriptor(build(base, storages, short), list(shape), list(strides), list(block_shape))
-    _, place, name, shape, strides, offset, size, numbers = described
+        return TensorDescriptor(build(base, short), list(shape), list(strides), list(block_shape))
+    _, name, shape, strides, before, numbers = described
     dtype = getattr(torch, name)
-    if place not in storages:
-        whole = torch.empty(size // dtype.itemsize, dtype=dtype, device=runtime.DEVICE)
-        storages[place] = whole.normal_() if dtype.is_floating_point else whole.zero_()
-        if short and whole.numel() > short:
-            storages[place] = whole[:-short].clone()
-    whole = storages[place]
+    length = before + (0 if 0 in shape else 1 + sum((size - 1) * stride for size, stride in zip(shape, strides)))
+    memory = torch.empty(max(0, length - short), dtype=dtype, device=runtime.DEVICE)
+    memory = memory.normal_() if dtype.is_floating_point else memory.zero_()
     if short:
-        return Reaching(whole, offset)
-    tensor = whole.view(dtype).as_strided(shape, strides, offset)
+        return Reaching(memory, before)
+    tensor = memory.as_strided(shape, strides, before)
     return tensor if numbers is None else tensor.copy_(torch.tensor(numbers, dtype=dtype).reshape(shape))
 
 
 class Reaching:
-    """What Triton takes for a tensor, and PyTorch does not allow: one that may reach past its storage."""
+    """What Triton takes for a tensor, and PyTorch does not allow: one that may reach past its memory."""
 
-    def __init__(self, storage: object, offset: int):
-        self.storage, self.offset, self.dtype = storage, offset, storage.dtype
+    def __init__(self, memory: object, before: int):
+        self.memory, self.before, self.dtype = memory, before, memory.dtype
 
     def data_ptr(self) -> int:
-        return self.storage.data_ptr() + self.offset * self.dtype.itemsize
+        return self.memory.data_ptr() + self.before * self.dtype.itemsize
 
 
 def pytest_configure(config) -> None:
@@ -115,11 +113,8 @@ def pytest_configure(config) -> None:
 
         def noted(self, *args, grid, warmup, **kwargs):
             if self.__module__.startswith("vitcourse.") and isinstance(grid, tuple) and not warmup:
-                storages: dict[int, int] = {}
-                launch = (
-                    self.__module__, self.fn.__name__, grid, tuple(describe(value, storages) for value in args),
-                    tuple((name, describe(value, storages)) for name, value in kwargs.items()),
-                )  # fmt: skip
+                named = tuple((name, describe(value)) for name, value in kwargs.items())
+                launch = (self.__module__, self.fn.__name__, grid, tuple(map(describe, args)), named)
                 config.launches.setdefault(re.sub(r", \[[-\d, \[\]]*\]\)", ")", repr(launch)), launch)
             return run(self, *args, grid=grid, warmup=warmup, **kwargs)
 
@@ -178,9 +173,7 @@ def replay(launches: list[tuple], share: int, shares: int, short: int = 0) -> No
 
     mine = [launch for launch in launches if zlib.crc32(kernel_of(launch).encode()) % shares == share]
     for module, name, grid, args, kwargs in mine:
-        storages: dict = {}
-        values = [build(value, storages, short) for value in args]
-        named = {key: build(value, storages, short) for key, value in kwargs}
+        values, named = [build(value, short) for value in args], {key: build(value, short) for key, value in kwargs}
         print(f"launch {name} {grid} {args} {kwargs}"[:600], flush=True)
         getattr(importlib.import_module(module), name)[grid](*values, **named)
         if runtime.DEVICE.type == "cuda":
