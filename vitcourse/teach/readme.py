@@ -15,8 +15,8 @@ from . import figures
 README = Path(__file__).resolve().parents[2] / "README.md"
 GPU = "NVIDIA H200"
 SHOWN = (
-    "hf-eager", "hf-sdpa", "hf-compile-max-autotune", "timm", "timm-graph", "timm-compile", "timm-compile-max-autotune",
-    "vitcourse-graph",
+    "hf-eager", "hf-sdpa", "hf-compile", "hf-compile-max-autotune", "timm", "timm-graph", "timm-compile",
+    "timm-compile-max-autotune", "vitcourse-graph",
 )  # fmt: skip
 TABLE = re.compile(r"(<!-- speeds, by python -m vitcourse.teach.readme -->\n).*?(<!-- end -->)", re.DOTALL)
 DARK = {"figure.facecolor": "#0d1117", "axes.facecolor": "#0d1117", "text.color": "#e6edf3", "axes.edgecolor": "#6e7681"}
@@ -147,7 +147,7 @@ def draw(rows: Sequence[measure.Measurement], dark: bool) -> plt.Figure:
     """Speed against the fastest peer's at every batch size, a panel each."""
     with plt.rc_context(figures.STYLE | {"axes.grid": False} | (DARK if dark else {})):
         batches = _batches(rows)
-        figure, _ = plt.subplots(1, len(batches), figsize=(11, 3), sharey=True)
+        figure, _ = plt.subplots(1, len(batches), figsize=(11, 3.2), sharey=True)
         for panel, batch in zip(figure.axes, batches):
             mine = _forward(rows, batch)
             best = _best_peer(mine).ms
