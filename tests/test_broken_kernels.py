@@ -399,7 +399,7 @@ def head(**other) -> dict:
 
 
 ATTENTIONS = [
-    (ATTENTION, "attention_kernel", "maximum * base2_scale + tl.log2(total)", "tl.log2(total)", attention.test_drawn, head()),
+    (ATTENTION, "attention_kernel", "maximum + tl.log2(total)", "tl.log2(total)", attention.test_drawn, head()),
     (ATTENTION, "attention_kernel", "+ tl.log2(total)", "+ tl.log(total)", attention.test_gradcheck,
      {"is_causal": False}),
     (ATTENTION, "attention_kernel", "+ tl.log2(total)", "- tl.log2(total)", attention.test_large_scores,

@@ -826,6 +826,12 @@ def test_a_nan_stays_in_its_query(dtype, is_causal):
         check_attention(query, key, value)
 
 
+@pytest.mark.parametrize("scale", [1e-50, -1e-50, 0.0])
+def test_attention_with_a_scale_that_is_nothing_in_float32(dtype, scale):
+    # Every key counts alike, and the keys past the end of a block, whose score is -inf, for nothing still.
+    check_attention(*(tensor((1, 2, 33, 16), dtype, seed=seed) for seed in range(3)), scale=scale)
+
+
 def test_attention_with_large_scores(dtype):
     query, key, value = (tensor((1, 2, 50, 8), dtype, seed=i, scale=s) for i, s in enumerate((60.0, 60.0, 1.0)))
     check_attention(query, key, value)

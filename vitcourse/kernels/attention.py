@@ -39,6 +39,7 @@ from ..runtime import (
 )
 
 LARGEST_HEAD = 256
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny  # a GPU may take what is nearer to 0 for 0
 
 
 @triton.jit
@@ -69,8 +70,8 @@ def attention_kernel(
     q_mask = m_mask[:, None] & (d < head_size)[None, :]
     q = tl.load(query_ptr + m64[:, None] * query_row_stride + d[None, :] * query_column_stride, mask=q_mask, other=0.0)
 
-    # Exponentials to base 2 are one instruction; log2(e) goes into the scale. It is above 0 here, so that the largest score
-    # is the largest scaled score, and scaling and subtracting are one instruction, too.
+    # Exponentials to base 2 are one instruction; log2(e) goes into the scale. It is above 0 here: the largest score is then
+    # the largest scaled one, so only that is scaled by itself, and for all others scaling and subtracting are one instruction.
     base2_scale = scale * 1.4426950408889634
     maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -89,9 +90,9 @@ def attention_kernel(
         if CAUSAL:
             visible = visible & (column[None, :] <= m[:, None])
         scores = tl.where(visible, scores, -float("inf"))
-        larger = tl.maximum(maximum, tl.max(scores, axis=1))
-        p = tl.exp2(scores * base2_scale - (larger * base2_scale)[:, None])
-        correction = tl.exp2((maximum - larger) * base2_scale)
+        larger = tl.maximum(maximum, tl.max(scores, axis=1) * base2_scale)
+        p = tl.exp2(scores * base2_scale - larger[:, None])
+        correction = tl.exp2(maximum - larger)
         total = total * correction + tl.sum(p, axis=1)
         v_mask = (column < keys)[:, None] & (v < value_size)[None, :]
         values = tl.load(value_ptr + rows[:, None] * value_row_stride + v[None, :] * value_column_stride, mask=v_mask, other=0.0)
@@ -101,7 +102,7 @@ def attention_kernel(
     out_mask = m_mask[:, None] & (v < value_size)[None, :]
     tl.store(output_ptr + m64[:, None] * output_row_stride + v[None, :], accumulator * (1.0 / total)[:, None], mask=out_mask)
     if SAVE:  # to base 2
-        tl.store(logsumexp_ptr + (batch * heads + head) * queries + m64, maximum * base2_scale + tl.log2(total), mask=m_mask)
+        tl.store(logsumexp_ptr + (batch * heads + head) * queries + m64, maximum + tl.log2(total), mask=m_mask)
 
 
 @triton.jit
@@ -433,8 +434,10 @@ def _attention(query, key, value, scale, causal, save):
     if keys == 0 or output.numel() == 0:
         return output.zero_(), logsumexp.zero_()  # which backward does not read then
     scale = 1.0 / math.sqrt(head_size) if scale is None else scale
-    if scale <= 0:  # which the kernel does not take; a sign can go into the queries, and so can 0
-        query, scale = (-query, -scale) if scale < 0 else (query * 0.0, 1.0)
+    if abs(scale) < SMALLEST_SCALE:  # the kernel takes what float32 has above 0; a 0 can go into the queries, and so can a sign
+        query, scale = query * 0.0, 1.0
+    elif scale < 0:
+        query, scale = -query, -scale
     block_d, block_v = _blocks(head_size, value_size)
 
     def launch(config: Config) -> None:
