@@ -1,13 +1,13 @@
-"""compute-sanitizer, memcheck and racecheck, over every launch that the tests of our kernels make.
+"""compute-sanitizer, memcheck and racecheck, over the launches that the tests of our kernels make.
 
     python tests/sanitize.py --launches /tmp/launches.pickle
 
 For a machine with a CUDA GPU and compute-sanitizer. First the tests run as ever, and what they launch kernels of `vitcourse`
 with is noted: the constants and, of each tensor, type, shape, strides and alignment. Then every launch that differs from the
-others is made again under the tools, on random numbers (integers, such as targets, are the test's own). A test spends nearly
-all of its time under a tool on what is not a kernel of ours; a launch by itself takes a tenth of a second. Each tensor is an
-allocation of its own there, which ends with its last element: memcheck sees a step past the end of an allocation, PyTorch cuts
-small tensors out of one of 2 MB, and the tests put theirs between guards.
+others is made again under the tools, on random numbers (integers, such as targets, are the test's own). Under a tool a test
+takes seconds, and a launch by itself a tenth of one. Each tensor is an allocation of its own there, which ends with its last
+element: memcheck sees a step past the end of an allocation, PyTorch cuts small tensors out of one of 2 MB, and the tests put
+theirs between guards.
 
 That the tools would find something is shown in every run: memcheck by memory that is an element too short, racecheck by
 kernels whose barriers are taken out. Left out are tests that launch no kernel of ours, or too many (refusals, searches,
@@ -105,8 +105,7 @@ class Reaching:
 
 
 def pytest_configure(config) -> None:
-    folder = os.environ.get(NOTE)
-    if folder and not hasattr(config, "launches"):
+    if os.environ.get(NOTE):
         from triton.runtime.jit import JITFunction
 
         config.launches, run = {}, JITFunction.run
@@ -274,7 +273,8 @@ def main() -> int:
         found[one.tool, one.planted] += sum(line.startswith("=") for line in told) if one.planted else len(told)
         if told and not one.planted:
             print("\n".join([f"{one.tool}, {one.output}:", *(line[:400] for line in told[:12])]))
-    print("" if passed else "Not every test was noted, or one failed.", end="" if passed else "\n")
+    if not passed:
+        print("Not every test was noted, or one failed.")
     for tool in TOOLS:
         print(
             f"{tool}: {made[tool, False]} of {len(launches)} launches made, of {len({*map(kernel_of, launches)})} kernels, "

@@ -156,14 +156,14 @@ PREDICTED = {1: {"second": 2.0, "third": 2.0}, 256: {"second": 20.0}}
 
 def test_a_waterfall_has_what_was_predicted_beside_what_was_measured(shown):
     figures.waterfall(ROAD, [1, 256], PREDICTED)
-    figures.waterfall(ROAD, [1])
+    figures.waterfall(ROAD, [1, 256])
     figures.waterfall([], [1])
-    (with_lines, alt), (_, without) = shown
+    (with_lines, alt), (without, plain) = shown
     assert (
         "second: 4 ms at batch 1 (2 predicted), 50 ms at batch 256 (20 predicted); third: 1 ms at batch 1 (2 predicted)." in alt
     )
-    assert without.endswith("first: 8 ms at batch 1; second: 4 ms at batch 1; third: 1 ms at batch 1.")
-    assert len(with_lines) > 1000
+    assert plain.endswith("second: 4 ms at batch 1, 50 ms at batch 256; third: 1 ms at batch 1.")
+    assert with_lines != without
 
 
 def test_gains_are_of_the_version_before_that_was_measured():
