@@ -248,6 +248,8 @@ def table(rows: Sequence[measure.Measurement], place: str = "shape") -> str:
             cells.append(f"{1e3 * row.ms:,.1f} us{value}{share}")
         columns.append(cells)
     least = [14] + [34 if len(providers) <= 2 else 22] * len(providers)
+    if len(providers) > 4:  # as narrow as it gets
+        least = [0] * len(columns)
     widths = [max(width, max(map(len, cells)) + (2 if index else 0)) for index, (width, cells) in enumerate(zip(least, columns))]
     lines = ["".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in zip(*columns)]
     return "\n".join(lines)
