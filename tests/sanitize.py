@@ -30,7 +30,7 @@ import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-TOOLS = ("memcheck", "racecheck")
+TOOLS = {"memcheck": 1, "racecheck": 3}  # and how many processes each has, in parts: a launch takes that much longer
 FILES = ("attention_gradients", "cross_entropy", "dropout", "gradients", "kernels", "linear_gradients", "norm_linear")
 FILES += ("patch_embed_gradients",)
 LEFT_OUT = re.compile(
@@ -207,7 +207,7 @@ def chosen(launches: list[tuple], tool: str, planted: bool) -> list[tuple]:
         launches = [launch for launch in launches if "'descriptor'" not in repr(launch[3])]
         return launches[:: max(1, len(launches) // PLANTED)][:PLANTED]
     # One tool from either end, so that each finds compiled what the other has compiled.
-    return launches if tool == TOOLS[0] else launches[::-1]
+    return launches if tool == "memcheck" else launches[::-1]
 
 
 @dataclasses.dataclass
@@ -254,7 +254,7 @@ def main() -> int:
     arguments = parser.parse_args()
     end = time.monotonic() + arguments.seconds
     if not arguments.launches.exists():
-        arguments.launches.write_bytes(pickle.dumps(note(arguments.processes, arguments.seconds / 2)))
+        arguments.launches.write_bytes(pickle.dumps(note(arguments.processes, arguments.seconds * 2 / 3)))
     launches, passed = pickle.loads(arguments.launches.read_bytes())
     if arguments.replay:
         tool, share, shares = arguments.replay
@@ -263,9 +263,11 @@ def main() -> int:
         mine = chosen(launches, tool, arguments.planted)
         replay(mine, int(share), int(shares), short=int(arguments.planted and tool == "memcheck"))
         return 0
-    shares = max(1, arguments.processes // len(TOOLS))
-    places = [(share, shares, False) for share in range(shares)] + [(0, 1, True)]
-    running = [Watched.start(arguments.launches, tool, *place) for tool in TOOLS for place in places]
+    running = []
+    for tool, parts in TOOLS.items():
+        shares = max(1, arguments.processes * parts // sum(TOOLS.values()))
+        places = [(share, shares, False) for share in range(shares)] + [(0, 1, True)]
+        running += [Watched.start(arguments.launches, tool, *place) for place in places]
     made, found = collections.Counter(), collections.Counter()
     for one in sorted(running, key=lambda one: one.planted):
         launched, told = one.end(end - time.monotonic())

@@ -679,7 +679,7 @@ def both(M: int = 5, K: int = 33, N: int = 7, **other) -> dict:
 OF_NORMS = (NORM_LINEAR, "norm_linear_kernel")
 NORMS = [
     (*OF_NORMS, "means - mean[None, :]", "means", norms.test_both_in_a_row, both(away=30.0)),
-    (*OF_NORMS, "squares + count * apart * apart", "squares", norms.test_both_in_a_row, both()),
+    (*OF_NORMS, "squares + count * apart * apart", "squares", norms.test_both_in_a_row, both(K=300)),
     (*OF_NORMS, "means * count", "means * width", norms.test_both_in_a_row, both()),
     (*OF_NORMS, "mean[:, None] * column_sums[None, :]", "mean[:, None]", norms.test_both_in_a_row, both()),
     (*OF_NORMS, "tl.sqrt(variance + eps)", "tl.sqrt(variance)", norms.test_both_in_a_row, both(1, 1, 1)),
@@ -693,10 +693,9 @@ NORMS = [
      {"monkeypatch": ..., "dtype": SINGLE, "layout": "padded"}),
     (*OF_NORMS, "m[:, None] * input_row_stride", "m[:, None] * K", norms.test_layouts,
      {"monkeypatch": ..., "dtype": HALF, "layout": "padded"}),
-    (*OF_NORMS, "k[None, :] < K - start", "k[None, :] < K", norms.test_both_in_a_row, both(N=23)),
+    (*OF_NORMS, "k[None, :] < K - start", "k[None, :] < K", norms.test_both_in_a_row, both(K=301, N=23)),
     (*OF_NORMS, "activate(accumulator, ACTIVATION)", "accumulator", norms.test_both_in_a_row, both(activation="gelu")),
-    (*OF_NORMS, "tl.store(place, piece_mean, mask=m < M)", "tl.store(place, piece_mean, mask=m <= M)", norms.test_both_in_a_row,
-     both()),
+    (*OF_NORMS, "piece_squares, mask=m < M", "piece_squares, mask=m <= M", norms.test_both_in_a_row, both()),
     (*OF_NORMS, "tl.store(output_ptr + m[:, None] * N + n[None, :], result, mask=mask)",
      "tl.store(output_ptr + m[:, None] * N + n[None, :], result, mask=(m < M)[:, None] & (n <= N)[None, :])",
      norms.test_both_in_a_row, both()),

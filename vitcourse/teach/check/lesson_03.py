@@ -24,7 +24,7 @@ _SLACK = 1e-6
 
 
 def activations(shape: tuple[int, ...], dtype: torch.dtype, large: bool = False) -> torch.Tensor:
-    """Values from -3 to 6, the first two near 1.2 and -1.2, where no two of the mistakes agree; or large ones of either sign.
+    """Values from -3 to 6, the first two near 1.3 and -1.3, where no two of the mistakes agree; or large ones of either sign.
 
     None lies so far below zero that the result is 0 whatever goes wrong.
     """
@@ -33,7 +33,8 @@ def activations(shape: tuple[int, ...], dtype: torch.dtype, large: bool = False)
     if large:
         flat[0::2], flat[1::2] = 100 + 30 * flat[0::2].abs(), -100 - 30 * flat[1::2].abs()
     else:
-        flat[:2] = torch.tensor([between(1.1, 1.4), -between(1.1, 1.4)])[: flat.numel()]
+        # A quarter above a number of float16, so that rounding to it shows, and shows as nothing else does.
+        flat[:2] = torch.tensor([(round(between(1.25, 1.4) * 1024) + 0.25) / 1024 * sign for sign in (1, -1)])[: flat.numel()]
     return x.to(dtype)
 
 
