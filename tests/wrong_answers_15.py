@@ -579,6 +579,8 @@ WRONG = {
     "first_divergence": [
         (walk(lambda e, m, f, p: e <= max(2 * p, f)), "'b', 3.0, 0.5.*Expected None, got 'b'.*yours takes this row's alone"),
         (walk(lambda e, m, f, p: not e > max(2 * m, f)), r"nan.*Expected 'a', got None.*A NaN compares as False"),
+        (walk(lambda e, m, f, p: not e > max(2 * p, f)), "'b', 3.0, 0.5.*yours takes this row's alone"),
+        (walk(lambda e, m, f, p: not (e > 2 * m or e > f)), "larger of the two counts, not the smaller"),
         (
             walk(lambda e, m, f, p: not e >= max(2 * m, f)),
             "2.0, 1.0.*A NaN compares as False.*equal to its tolerance",
