@@ -559,20 +559,23 @@ def row_and_elementwise_jobs(architecture: int, shared: int) -> list[Job]:
     return list(found.values())
 
 
-def jobs(architecture: int) -> list[Job]:
-    """What the docstring lists, for one architecture. Called where Triton does not interpret: block sizes depend on it."""
+# What the docstring lists, in pieces that tests share among processes.
+PIECES = {
+    "linear": linear_jobs,
+    "persistent": persistent_linear_jobs,
+    "norm_linear": norm_linear_jobs,
+    "attention": attention_jobs,
+    "products": product_jobs,
+    "rows": row_and_elementwise_jobs,
+}
+
+
+def jobs(piece: str, architecture: int) -> list[Job]:
+    """A piece's, for one architecture. Called where Triton does not interpret: block sizes depend on it."""
     from vitcourse import runtime
 
     assert not runtime.INTERPRETER
-    shared = runtime.SHARED_MEMORY[architecture]
-    return [
-        *linear_jobs(architecture, shared),
-        *persistent_linear_jobs(architecture, shared),
-        *norm_linear_jobs(architecture, shared),
-        *attention_jobs(architecture, shared),
-        *product_jobs(architecture, shared),
-        *row_and_elementwise_jobs(architecture, shared),
-    ]
+    return list(PIECES[piece](architecture, runtime.SHARED_MEMORY[architecture]))
 
 
 @pytest.fixture(scope="module")
@@ -595,11 +598,13 @@ def compilers() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda architecture: f"sm_{architecture}")
-def test_every_configuration_compiles_and_fits(architecture, compilers):
+@pytest.mark.parametrize("piece", PIECES)
+def test_every_configuration_compiles_and_fits(piece, architecture, compilers):
     from vitcourse import runtime
 
     shared = runtime.SHARED_MEMORY[architecture]
-    todo = compilers.submit(jobs, architecture).result()
+    todo = compilers.submit(jobs, piece, architecture).result()
+    assert todo or (piece == "persistent" and architecture not in (90, 100))
     wrong = []
     compiled = list(compilers.map(compile_job, todo))
     codes = machine_code([cubin for _, _, cubin in compiled]) if architecture == 90 else [""] * len(todo)
@@ -614,7 +619,7 @@ def test_every_configuration_compiles_and_fits(architecture, compilers):
 
 
 def test_every_kernel_of_rows_and_elements_is_compiled(compilers):
-    found = {job.kernel for job in compilers.submit(jobs, 90).result()}
+    found = {job.kernel for job in compilers.submit(jobs, "rows", 90).result()}
     modules = [importlib.import_module(f"vitcourse.kernels.{name}") for name in ROW_AND_ELEMENTWISE]
     assert {name for module in modules for name in vars(module) if name.endswith("_kernel")} <= found
 
