@@ -3,12 +3,14 @@
 Nearly all run in this process, through `main(argv)`: starting Python and importing PyTorch takes seconds.
 """
 
+import http.server
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -418,6 +420,59 @@ def test_an_unreachable_hub_is_told_with_the_way_out(digits: list[str], tmp_path
     )
     line = error_line(done.returncode, done.stdout, done.stderr)
     assert "google/vit-base-patch16-224" in line and "could not be reached" in line and "folder" in line
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """One model, "someone/digits", as the Hugging Face hub serves it; what is asked for is kept in `asked`."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        file = Path(DEFAULT_MODEL) / self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/someone/digits"):
+            files = sorted(Path(DEFAULT_MODEL).glob("*.*"))
+            tree = [{"type": "file", "path": each.name, "size": each.stat().st_size, "oid": each.name} for each in files]
+            about = {"id": "someone/digits", "sha": self.commit, "siblings": [{"rfilename": each.name} for each in files]}
+            self.answer(json.dumps(tree if "/tree/" in self.path else about).encode())
+        elif self.path.startswith("/someone/digits/resolve/") and file.is_file():
+            self.answer(file.read_bytes(), ETag=f'"{file.name}"', **{"X-Repo-Commit": self.commit})
+        else:
+            self.answer(b"", 404, **{"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_a_model_comes_from_the_hub_once(run, digits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hub, "asked", [], raising=False)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+    try:
+        first = python_m("classify", digits[0], "--model", "someone/digits", **hub)
+        unknown = python_m("classify", digits[0], "--model", "someone/else", **hub)
+    finally:
+        server.shutdown()
+        server.server_close()
+    _, expected, _ = run("classify", digits[0])
+    assert (first.returncode, first.stdout) == (0, expected), first.stderr
+    assert "no public model someone/else" in error_line(unknown.returncode, unknown.stdout, unknown.stderr)
+    loaded = {path.rpartition("/")[2] for path in Hub.asked if path.startswith("GET /someone/digits")}
+    assert loaded == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    again = python_m("classify", digits[0], "--model", "someone/digits", **hub)  # the hub is gone, its files are here
+    assert (again.returncode, again.stdout) == (0, expected)
 
 
 def test_the_offline_mode_is_told_with_the_way_out(run, digits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
