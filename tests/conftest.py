@@ -1,6 +1,7 @@
 """What every test file shares. `vitcourse` is imported before anything that imports Triton: it decides where kernels run."""
 
 import gc
+import os
 import zlib
 
 import vitcourse  # noqa: F401  # isort: skip
@@ -23,6 +24,23 @@ settings.load_profile("repeatable")
 def pytest_configure(config: pytest.Config) -> None:
     # NumPy warns of inf - inf and of an overflowing exp, in lanes that are masked and in tests of special values.
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+LONG = ("test_every_configuration_compiles_and_fits", "test_every_solution_is_right")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Processes begin with a piece of the list each, all of one length, and take from each other at the end (worksteal). So
+    # that none is still at a long test when the others have nothing left, the long ones come first, some in every piece.
+    pieces = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if getattr(item, "originalname", "") in LONG]
+    short = [item for item in items if item not in long]
+    whole, items[:] = len(items), []
+    for piece in range(pieces):
+        items += long[piece::pieces]
+        count = max(0, whole * (piece + 1) // pieces - len(items))
+        items += short[:count]
+        del short[:count]
 
 
 def pytest_collection_finish() -> None:
