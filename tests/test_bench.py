@@ -512,11 +512,8 @@ def test_the_readme_says_which_peers_the_recording_lacks(recording: list[Measure
         assert {(name, batch) for name, at in readme.missing(recording, model).items() for batch in at} == lacking
         mine = next((part for part in said.split("of ") if model in part.partition("`")[0]), "")
         assert all(f"`{name}`" in mine for name, _ in lacking)
-    found = {(row.provider, row.batch) for row in readme.forward_rows(recording)}
-    # These are what the README compares with, and have to be there whatever else is not.
-    plain = {"vitcourse", "vitcourse-graph", "hf-eager", "hf-sdpa", "timm", "timm-graph", "timm-compile"}
-    assert {(name, batch) for name in plain for batch in bench.BATCHES} <= found
-    assert ("timm-compile-max-autotune", 1) in found
+        # Hugging Face's eager attention copies from the CPU, which a capture refuses. All else has to be there.
+        assert lacking <= {("hf-eager-graph", batch) for batch in batches}
 
 
 def test_hugging_face_in_float32_and_tf32_is_recorded(recording: list[Measurement]) -> None:
@@ -568,7 +565,7 @@ def test_we_are_ahead_of_hugging_face(recording: list[Measurement], batch: int) 
 def test_the_first_result_is_recorded(recording: list[Measurement]) -> None:
     seconds = {row.provider: row.value for row in recording if row.metric == "s to first result"}
     assert seconds["vitcourse"] < 15 and seconds["vitcourse"] < seconds["hf-sdpa"]
-    assert seconds["vitcourse"] < seconds.get("hf-compile", float("inf"))
+    assert seconds["vitcourse"] < seconds["hf-compile"] < seconds["hf-compile-max-autotune"]
 
 
 def test_the_profile_adds_up() -> None:

@@ -54,7 +54,7 @@ def _missing(rows: Sequence[measure.Measurement]) -> str:
             parts.append(f"`{name}`" + ("" if everywhere else f" at batch {', '.join(map(str, at))}"))
         if parts:
             models.setdefault("; ".join(parts), []).append(model)
-    return "; ".join(f"of {' and '.join(names)} {parts}" for parts, names in models.items())
+    return "; ".join(f"of {', '.join(names)} {parts}" for parts, names in models.items())
 
 
 def _batches(rows: Sequence[measure.Measurement]) -> list[int]:
