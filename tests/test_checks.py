@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -488,6 +490,17 @@ def test_a_trace_leaves_the_interpreter_as_it_was():
         assert "visit_For" not in interpreter.ASTTransformer.__dict__
     traced = check_loop(x) if runtime.INTERPRETER else None
     assert traced is None or torch.equal(traced, 2 * x)
+
+
+def test_a_loop_runs_with_any_numpy():
+    # NumPy 2.2 warns of int() of an array of one element, which Triton 3.6 takes of a loop's bounds, and 2.4 refuses it.
+    scope = interpreter._patch_lang(loop_kernel.fn)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert tl.tensor.__index__(SimpleNamespace(handle=SimpleNamespace(data=np.array([3])))) == 3
+    finally:
+        scope.restore()
 
 
 def test_the_interpreter_is_spared_no_replacement():

@@ -42,6 +42,17 @@ import triton.language as tl  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 
+def _let_the_interpreter_loop() -> None:
+    """Have a loop's bounds be numbers. Triton 3.6 takes int() of an array of one element, which NumPy 2.4 and later refuse."""
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch
+
+
 def _spare_the_interpreter() -> None:
     """Spare Triton's interpreter work of which nothing comes, half of its time in a small kernel."""
     # At every launch and at every call of a device function it searches all of triton.language for what to replace.
@@ -64,8 +75,9 @@ def _spare_the_interpreter() -> None:
     interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=options.debug)
 
 
-# Another Triton may have other names for these. Then nothing is spared, and that is all.
+# Another Triton may have other names for these. Then it is left as it is, and that is all.
 with contextlib.suppress(AttributeError):
+    _let_the_interpreter_loop()
     _spare_the_interpreter()
 
 #: Where tensors given to a kernel have to live.

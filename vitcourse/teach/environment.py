@@ -29,7 +29,7 @@ class Finding:
 
 @triton.jit
 def _probe_kernel(output_ptr, size, BLOCK: tl.constexpr):
-    for start in range(0, size, BLOCK):  # a loop, because Triton 3.6's interpreter cannot run one with NumPy 2.4 or later
+    for start in range(0, size, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
         tl.store(output_ptr + offsets, offsets + 1, mask=offsets < size)
 

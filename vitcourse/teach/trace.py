@@ -510,12 +510,6 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
             config.pre_hook({**dict(zip(tuner.arg_names, args)), **kwargs, **config.all_kwargs()})
         return tuner.fn.run(*args, **kwargs, **config.all_kwargs())
 
-    def patch_tensor(tensor, scope):
-        patch_lang_tensor(tensor, scope)
-        # Triton 3.6 takes int() of an array of one element for a loop's bounds, which NumPy 2.5 refuses.
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    patch_lang_tensor = interpreter._patch_lang_tensor
     where = {"DEVICE": torch.device("cpu"), "INTERPRETER": True, "DTYPES": (torch.float32, torch.float16)}
     before = {name: getattr(runtime, name) for name in where}
     # The package's launchers have a copy, by which they choose their blocks.
@@ -528,12 +522,10 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
             module.INTERPRETER = True
         JITFunction.run = InterpretedFunction.run = run
         Autotuner.run = run_first_configuration
-        interpreter._patch_lang_tensor = patch_tensor
         yield
     finally:
         for owner, original in _RUN.items():
             owner.run = original
-        interpreter._patch_lang_tensor = patch_lang_tensor
         for name, value in before.items():
             setattr(runtime, name, value)
         for module, value in copies:
