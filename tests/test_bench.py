@@ -615,7 +615,7 @@ def test_errors_and_memory_are_told_beside_the_peers() -> None:
     assert readme.errors(other) is None and readme.errors(errors[:2]) is None
     assert readme.errors(other + errors + other) == (0.01, [0.02, 0.04, 0.06])
     text = readme.table(forward_rows() + errors + memory)
-    assert "`vitcourse-graph` 0.01, the peers' median 0.04." in text
+    assert "`vitcourse-graph` 0.01, the peers' from 0.02 to 0.06, median 0.04." in text
     assert "at batch 8: `hf-eager` 6.0 GB, `hf-sdpa` 2.0 GB, `timm` 4.0 GB, `vitcourse-graph` 1.0 GB." in text
 
 

@@ -1,7 +1,7 @@
 """Timing on a GPU, the machine's two ceilings, and the recorded results in `benchmarks/`.
 
-A recording is a CSV file in `benchmarks/<gpu>/`, a row a measurement with the fields of `Measurement`. Everything that is
-quoted from one in a notebook, a post or the README is read from it by code.
+A recording is a CSV file in `benchmarks/<gpu>/`, a row a measurement with the fields of `Measurement`. What a notebook's cell
+prints of one, and the README's table, is read from it by code.
 """
 
 import csv

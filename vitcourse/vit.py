@@ -216,8 +216,8 @@ class ViT(nn.Module):
         """(batch, channels, height, width) to the last hidden state after the final layer norm: (batch, tokens, hidden_size).
 
         interpolate_pos_encoding: as of `forward`. hidden_states, attentions: lists to append to, what `ViTOutput` says of each.
-        first: only so many of the last hidden state's tokens, (batch, first, hidden_size). The last block then computes keys and
-        values of all tokens and nothing else of the others.
+        first: only so many of the last hidden state's tokens, (batch, first, hidden_size). In the last block all tokens then pass
+        the first norm and the product for queries, keys and values, and only these the rest.
         """
         if self.training and max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob) > 0:
             raise NotImplementedError("ViT: this configuration asks for dropout in training, which is not there yet; call eval()")

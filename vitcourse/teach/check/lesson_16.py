@@ -569,7 +569,8 @@ def _folded(function: Callable, layer: _Layer, first: bool) -> dict[str, torch.T
     given = {name: tensor if tensor is None else tensor.clone() for name, tensor in layer.arguments.items()}
     hints = {
         "None": "bias may be None, and the folded bias is weight @ norm_bias then.",
-        "dtype": "A product takes two tensors of one type: convert both with .float() first.",
+        # PyTorch 2.13 says "dtype", and 2.11 "scalar type".
+        **dict.fromkeys(("dtype", "scalar type"), "A product takes two tensors of one type: convert both with .float() first."),
         **dict.fromkeys(
             ("size", "shape"), "weight is (N, K); norm_weight and norm_bias have K numbers, one a column; bias has N."
         ),
