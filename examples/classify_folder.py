@@ -6,13 +6,14 @@ The CSV has a row for each image and label: file (relative to FOLDER), label, pr
 most probable label and goes up to --top. Rows are written as results come, so a run that is stopped keeps what it has.
 
 On a GPU the model runs in half precision, and full batches replay a CUDA graph. Only one batch of images is in memory.
-The exit status is 0 if every image was classified and 1 if one could not be read or nothing could be done; 2 is wrong usage.
-A file whose name does not end as an image's is told and skipped, and does not count as one.
+The exit status is 0 if every image was classified and 1 if one, or a folder, could not be read or nothing could be done; 2 is
+wrong usage. A file whose name does not end as an image's, and a link to a folder, is told and skipped, and does not count.
 """
 
 import argparse
 import csv
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,22 +31,35 @@ from vitcourse.images import ImageError, load_image, preprocess
 SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def find_images(folder: Path, recursive: bool) -> list[Path]:
-    """The files whose names end as an image's, sorted; what else is there is told on stderr. ValueError if there is none."""
+def find_images(folder: Path, recursive: bool) -> tuple[list[Path], list[Path]]:
+    """The files whose names end as an image's, sorted, and the folders that could not be read; ValueError if there is no file.
+
+    What is left aside is told on stderr.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    images = []
-    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
-        if path.is_dir():
+    images: list[Path] = []
+    unread: list[Path] = []
+
+    def tell(error: OSError) -> None:
+        unread.append(Path(error.filename))
+        print(f"error: {error.filename} cannot be read: {error.strerror}", file=sys.stderr)
+
+    for place, folders, files in os.walk(folder, onerror=tell):
+        for path in (Path(place, name) for name in sorted(folders)):
             if not recursive:
                 print(f"skipped: {path} is a folder; --recursive goes into it", file=sys.stderr)
-        elif path.suffix.lower() in SUFFIXES:
-            images.append(path)
-        else:
-            print(f"skipped: {path} is no image by its name", file=sys.stderr)
+            elif path.is_symlink():
+                print(f"skipped: {path} is a link to a folder", file=sys.stderr)
+        folders[:] = sorted(folders) if recursive else []
+        for path in (Path(place, name) for name in sorted(files)):
+            if path.suffix.lower() in SUFFIXES:
+                images.append(path)
+            else:
+                print(f"skipped: {path} is no image by its name", file=sys.stderr)
     if not images:
         raise ValueError(f"{folder} holds no images; their names end in {', '.join(sorted(SUFFIXES))}")
-    return images
+    return sorted(images), unread
 
 
 def load(files: Sequence[Path], failures: list[Path]) -> Iterator[tuple[Path, Image.Image]]:
@@ -60,9 +74,12 @@ def load(files: Sequence[Path], failures: list[Path]) -> Iterator[tuple[Path, Im
 
 def classify_folder(arguments: argparse.Namespace) -> int:
     """Write the CSV file; the exit status."""
-    files = find_images(arguments.folder, arguments.recursive)
-    if arguments.out.exists() and not arguments.force:  # asked before the model is loaded, which may be a download
+    files, unread = find_images(arguments.folder, arguments.recursive)
+    # Asked before the model is loaded, which may be a download.
+    if arguments.out.exists() and not arguments.force:
         raise ValueError(f"{arguments.out} exists; give --force to write over it, or another --out")
+    if not arguments.out.parent.is_dir():
+        raise ValueError(f"{arguments.out.parent}, the folder of --out, is not there")
     model, folder = load_classifier(arguments.model, choose_dtype(arguments.dtype))
     batch_size = min(arguments.batch_size, len(files))
     example = next(model.parameters()).new_zeros(batch_size, model.config.num_channels, *model.config.image_shape)
@@ -82,7 +99,7 @@ def classify_folder(arguments: argparse.Namespace) -> int:
                     table.writerow([file.relative_to(arguments.folder).as_posix(), label, f"{share:.6g}", rank])
             out.flush()
     print(f"{len(files) - len(failures)} of {len(files)} images classified: {arguments.out}")
-    return 1 if failures else 0
+    return 1 if failures or unread else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # so that the package is found from any folder
 
+from vitcourse.classify import positive
 from vitcourse.data import load_digits_split
 
 # isort: split
@@ -88,7 +89,7 @@ def accuracy(model: ViTForImageClassification, images: torch.Tensor, labels: tor
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded digits model.")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "vitcourse" / "assets" / "vit-digits")
-    parser.add_argument("--epochs", type=int, default=160)
+    parser.add_argument("--epochs", type=positive, default=160)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

@@ -172,6 +172,29 @@ def test_nothing_to_do_is_told_in_one_line(run, folder: Path, tmp_path: Path, ca
     assert not (tmp_path / "results.csv").exists(), "no table is begun"
 
 
+def test_folders_that_cannot_be_read_are_told_and_count(script, run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "link").symlink_to(folder / "more")
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path).name == "more":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    (folder / "3.png").unlink()
+    status, out, err = run(folder, "--recursive")
+    assert status == 1 and f"{len(READABLE)} of {len(READABLE)} images classified" in out
+    assert f"error: {folder / 'more'} cannot be read: Permission denied" in err
+    assert f"skipped: {folder / 'link'} is a link to a folder" in err
+
+
+def test_a_missing_place_for_the_table_is_told_before_the_model_is_loaded(script, folder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(script, "load_classifier", lambda *_: pytest.fail("the model was loaded"))
+    assert script.main([str(folder), "--out", str(tmp_path / "nowhere" / "t.csv")]) == 1
+    assert "nowhere, the folder of --out, is not there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [[], ["--top", "0"], ["--batch-size", "none"], ["--dtype", "float8"]], ids=" ".join)
 def test_wrong_usage_is_refused(run, folder: Path, words: list[str]) -> None:
     status, out, err = run(*([folder, *words] if words else []))

@@ -24,6 +24,7 @@ from vitcourse import runtime
 from vitcourse.__main__ import COMMANDS, main
 from vitcourse.classify import DEFAULT_MODEL, best, probabilities
 from vitcourse.data import load_digits_split
+from vitcourse.vit import ViTConfig
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 interpreter_only = pytest.mark.skipif(not runtime.INTERPRETER, reason="a GPU has bfloat16: nothing to refuse")
@@ -389,13 +390,20 @@ def test_best_falls_and_names() -> None:
     assert [value for _, value in found] == pytest.approx([0.6, 0.3, 0.1])
 
 
-def test_probabilities_sum_to_one() -> None:
+def test_probabilities_sum_to_one_where_labels_exclude_each_other() -> None:
     class Model(torch.nn.Linear):
-        pass
+        config = ViTConfig()
 
-    shares = probabilities(Model(4, 3, device=runtime.DEVICE, dtype=torch.float16), torch.randn(5, 4))
+    model, pixel_values = Model(4, 3, device=runtime.DEVICE, dtype=torch.float16), torch.randn(5, 4)
+    shares = probabilities(model, pixel_values)
     assert shares.shape == (5, 3) and shares.dtype == torch.float32 and shares.device.type == "cpu"
     torch.testing.assert_close(shares.sum(-1), torch.ones(5))
+    with torch.inference_mode():
+        logits = model(pixel_values.to(runtime.DEVICE, torch.float16)).float().cpu()
+    model.config = ViTConfig(problem_type="multi_label_classification")
+    torch.testing.assert_close(probabilities(model, pixel_values), logits.sigmoid())
+    one = Model(4, 1, device=runtime.DEVICE)
+    assert 0 < probabilities(one, pixel_values).std(), "the only label of a model is not certain"
 
 
 # Whole processes

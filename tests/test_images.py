@@ -15,7 +15,7 @@ from PIL import Image
 from vitcourse import images
 from vitcourse.classify import DEFAULT_MODEL
 from vitcourse.images import ImageError, load_image, preprocess
-from vitcourse.weights import CheckpointError
+from vitcourse.weights import CheckpointError, resolve
 
 UPRIGHT = np.zeros((20, 30, 3), np.uint8)
 UPRIGHT[:10, :15] = (255, 0, 0)  # red at the top left
@@ -147,9 +147,9 @@ def test_a_bad_file_is_refused_in_one_line_with_its_name(tmp_path: Path, case: s
     assert str(caught.value).startswith(str(tmp_path / "bad.jpg")) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_pixels_of_unknown_scale_are_refused(tmp_path: Path, mode: str) -> None:
-    Image.new(mode, (4, 4), 100_000).save(tmp_path / "measured.tiff")
+@pytest.mark.parametrize(("mode", "value"), [("F", 100_000), ("I", 100_000), ("I", 200)])
+def test_pixels_of_unknown_scale_are_refused(tmp_path: Path, mode: str, value: int) -> None:
+    Image.new(mode, (4, 4), value).save(tmp_path / "measured.tiff")
     with pytest.raises(ImageError, match="scale"):
         load_image(tmp_path / "measured.tiff")
 
@@ -238,6 +238,46 @@ def test_a_deit_gets_deits_settings(tmp_path: Path, processor: dict | None) -> N
     assert expected.shape == (1, 3, side, side) and torch.equal(pixel_values, expected)
 
 
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [
+        ({"image_processor_type": "DeiTImageProcessor"}, "DeiT"),
+        ({"image_processor_type": "CLIPImageProcessorFast"}, "CLIP"),
+        ({"feature_extractor_type": "ConvNextFeatureExtractor"}, "ConvNext"),
+        ({"image_processor_type": "ViTImageProcessor"}, "ViT"),
+    ],
+)
+@pytest.mark.parametrize("model_type", ["vit", "deit"])
+def test_the_processor_that_the_file_names_is_taken(tmp_path: Path, named: dict, kind: str, model_type: str) -> None:
+    import transformers
+
+    picture = Image.effect_noise((300, 200), 80).convert("RGB")
+    expected = getattr(transformers, f"{kind}ImageProcessorPil")()([picture], return_tensors="pt")["pixel_values"]
+    folder = checkpoint(tmp_path / "model", named, model_type=model_type, image_size=list(expected.shape[2:]))
+    assert torch.equal(preprocess([picture], folder), expected)
+
+
+def test_images_are_converted_as_files_are(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((8, 8), 32896, np.uint16))  # half of the range
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    first, second = preprocess([grey, clear], DEFAULT_MODEL)
+    torch.testing.assert_close(first, torch.full((3, 8, 8), 128 / 127.5 - 1), atol=1e-6, rtol=0)
+    assert torch.equal(second, torch.ones(3, 8, 8)), "transparent is white"
+    with pytest.raises(ImageError, match="image 1 has floating-point"):
+        preprocess([clear, Image.new("F", (8, 8))], DEFAULT_MODEL)
+    for wrong in (clear, [np.zeros((8, 8, 3), np.uint8)]):
+        with pytest.raises(TypeError, match="list of PIL images"):
+            preprocess(wrong, DEFAULT_MODEL)
+
+
+def test_a_name_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4), "red").save("~draft.png")
+    assert pixel(load_image("~draft.png"), 0, 0) == (255, 0, 0)
+    with pytest.raises(CheckpointError, match="no folder"):
+        resolve("~nobody/m")
+
+
 def test_a_model_for_grey_images_gets_one_channel(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", None, num_channels=1)
     assert preprocess([Image.new("RGB", (9, 9), "white")], folder).shape == (1, 1, 8, 8)
@@ -250,6 +290,8 @@ def test_a_model_for_grey_images_gets_one_channel(tmp_path: Path) -> None:
         ({"size": {"depth": 3}}, {}, "preprocessor_config.json cannot be followed"),
         ({"size": 8, "image_mean": [0.5, 0.5]}, {}, "preprocessor_config.json cannot be followed"),
         ({"size": 9}, {}, r"\(3, 9, 9\).*\(3, 8, 8\)"),
+        ({"image_processor_type": "PixelImageProcessor"}, {}, "no image processor PixelImageProcessor"),
+        (None, {"hidden_size": 64.0}, "hidden_size is 64.0; a whole number"),
         (None, {"num_channels": 5}, "5 channels"),
         (None, {"model_type": "bert"}, "bert"),
     ],

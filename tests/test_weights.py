@@ -151,8 +151,81 @@ def test_shards(folder: Path) -> None:
 )
 def test_a_bad_index_is_refused(folder: Path, index: str, told: str) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
+    (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=re.escape(told)):
         ViT.from_pretrained(folder)
+
+
+def test_an_index_left_behind_does_not_count(folder: Path, tmp_path: Path) -> None:
+    """Neither where Hugging Face has saved one file over shards, nor where we do."""
+    theirs = transformers.ViTForImageClassification.from_pretrained(folder)
+    theirs.save_pretrained(tmp_path / "s", max_shard_size="20KB")
+    index = tmp_path / "s" / "model.safetensors.index.json"
+    model = ViT.from_pretrained(tmp_path / "s")
+    old = index.read_text()
+    with torch.no_grad():
+        model.class_token.fill_(5.0)
+    model.save_pretrained(tmp_path / "s")
+    assert not index.exists() and same_state(ViT.from_pretrained(tmp_path / "s"), model)
+    index.write_text(old)
+    assert same_state(ViT.from_pretrained(tmp_path / "s"), model)
+
+
+def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: {**tensors, "layernorm.weight": tensors["vit.layernorm.weight"].clone()})
+    with pytest.raises(CheckpointError, match="layernorm.weight twice"):
+        ViT.from_pretrained(folder)
+
+
+def test_a_classifier_that_the_file_promises_is_missed(folder: Path) -> None:
+    change_tensors(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
+    with pytest.raises(CheckpointError, match="missing: classifier.weight"):
+        ViT.from_pretrained(folder)
+
+
+def test_a_model_that_its_configuration_does_not_describe_is_not_saved(folder: Path, tmp_path: Path) -> None:
+    model = ViT.from_pretrained(folder)
+    model.classifier = nn.Linear(model.config.hidden_size, 99)
+    with pytest.raises(ValueError, match=r"classifier.weight is \(99, "):
+        model.save_pretrained(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_problem_type_is_kept(folder: Path, tmp_path: Path) -> None:
+    change_config(folder, problem_type="multi_label_classification")
+    ViT.from_pretrained(folder).save_pretrained(tmp_path / "s")
+    read = transformers.ViTConfig.from_pretrained(tmp_path / "s").problem_type
+    assert read == ViT.from_pretrained(tmp_path / "s").config.problem_type == "multi_label_classification"
+
+
+def test_home_is_found_in_and_out(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = ViT.from_pretrained(folder)
+    model.save_pretrained("~/saved")
+    assert (tmp_path / "saved" / "model.safetensors").is_file() and same_state(ViT.from_pretrained("~/saved"), model)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"hidden_size": 64.0}, {"num_hidden_layers": 2.0}, {"num_attention_heads": True}, {"layer_norm_eps": "1e-12"},
+        {"initializer_range": None}, {"hidden_dropout_prob": "0.1"}, {"num_labels": "10"}, {"num_labels": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_another_type_are_refused_by_name(folder: Path, values: dict) -> None:
+    (name,) = values
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    del config["id2label"]
+    file.write_text(json.dumps(config | values))
+    with pytest.raises(CheckpointError, match=f"ViTConfig: {name} is "):
+        ViT.from_pretrained(folder)
+
+
+def test_labels_without_names_are_counted() -> None:
+    assert ViTConfig.from_dict({"num_labels": 3}).num_labels == 3 and ViTConfig.from_dict({}).num_labels == 2
+    assert ViTConfig.from_dict({"id2label": None, "num_labels": 4}).id2label[3] == "LABEL_3"
 
 
 @pytest.mark.parametrize("stored_type", [torch.float16, torch.bfloat16, torch.float64])

@@ -1,6 +1,7 @@
 """`python -m vitcourse`: run · classify · verify · bench."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+    with contextlib.suppress(AttributeError, ValueError):  # a name or a label that the terminal cannot show stops nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = arguments.run(arguments)
         sys.stdout.flush()

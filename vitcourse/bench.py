@@ -376,6 +376,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and record on a GPU; with none, print the recorded table as what it is."""
+    chosen = []
+    for what, text, known in (("providers", arguments.providers, PROVIDERS), ("models", arguments.models, peers.MODELS)):
+        asked = [name for name in text.split(",") if name]
+        unknown = sorted(set(asked) - set(known))
+        if unknown:
+            print(f"error: unknown {what} {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+            return 2
+        chosen.append([name for name in known if name in asked])
     if runtime.DEVICE.type != "cuda":
         try:
             rows = measure.read("vit_forward")
@@ -393,14 +401,6 @@ def run(arguments: argparse.Namespace) -> int:
         parts = [row for batch in arguments.profile for row in profile(batch)]
         print(f"profile written to {measure.write('vit_profile', parts, arguments.out)}")
         return 0
-    chosen = []
-    for what, text, known in (("providers", arguments.providers, PROVIDERS), ("models", arguments.models, peers.MODELS)):
-        asked = [name for name in text.split(",") if name]
-        unknown = sorted(set(asked) - set(known))
-        if unknown:
-            print(f"error: unknown {what} {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
-            return 2
-        chosen.append([name for name in known if name in asked])
     print(runtime.describe(), flush=True)
     rows = run_all(arguments.batches, arguments.autotune_batches, *chosen, arguments.out)
     print("\n" + format_table(rows))

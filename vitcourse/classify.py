@@ -28,6 +28,8 @@ def probabilities(
 ) -> torch.Tensor:
     """The model's softmax over its labels, in float32 on the CPU: (batch, num_labels), from (batch, channels, height, width).
 
+    As transformers' pipeline does, it takes a sigmoid of each where the labels do not exclude each other ("problem_type" is
+    "multi_label_classification"), and where there is only one.
     forward: what is called in the model's place, such as `model.graphed(example)`.
 
     Raises ValueError where the model's output is not finite, as float16 can overflow.
@@ -36,8 +38,10 @@ def probabilities(
     with torch.inference_mode():
         logits = (forward or model)(pixel_values.to(parameter.device, parameter.dtype)).float().cpu()
     if not logits.isfinite().all():
-        raise ValueError(f"the model's output is not finite in {str(parameter.dtype).removeprefix('torch.')}; try float32")
-    return logits.softmax(-1)
+        hint = "" if parameter.dtype == torch.float32 else "; try float32"
+        raise ValueError(f"the model's output is not finite in {str(parameter.dtype).removeprefix('torch.')}{hint}")
+    several = model.config.problem_type == "multi_label_classification" or logits.shape[-1] == 1
+    return logits.sigmoid() if several else logits.softmax(-1)
 
 
 def best(probabilities: torch.Tensor, labels: dict[int, str], top: int) -> list[tuple[str, float]]:

@@ -1,5 +1,6 @@
 """Pictures in: any file that Pillow reads to an RGB image, and images to what a checkpoint's model takes."""
 
+import re
 import stat
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,14 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 SHORT_SIDE = 2048
 
 
+def expand(path: str | Path) -> Path:
+    """`path`, a "~" or "~user" in front as that home folder. Without such a user it is part of a name: "~draft.png"."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 class ImageError(ValueError):
     """A picture that cannot be read; the message is one line and starts with the path."""
 
@@ -32,7 +41,7 @@ def load_image(path: str | Path) -> Image.Image:
     Raises ImageError for a missing or unreadable file, a folder, a file that is no image, a damaged or truncated one, more
     than `MAX_PIXELS` pixels, and pixels of a scale that the file does not tell (floating point, 32-bit integers).
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -84,7 +93,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits of grey, which Pillow's own conversion would cut at 255.
         values = np.asarray(image)
-        if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        # Pillow gives a grey PPM of 16 bits more of them, and an old one such a PNG.
+        if image.mode == "I" and (image.format not in ("PPM", "PNG") or values.min() < 0 or values.max() > 65535):
             raise ImageError("has 32-bit pixels, whose scale the file does not tell; save it with 8 or 16 bits")
         image = Image.fromarray(np.round(values.astype(np.float32) / 257).astype(np.uint8))
     elif image.mode == "F":
@@ -100,16 +110,21 @@ def _rgb(image: Image.Image) -> Image.Image:
 def preprocess(images: Sequence[Image.Image], folder: str | Path) -> torch.Tensor:
     """Images as the model in `folder` takes them: float32 `(batch, channels, height, width)`, on the CPU.
 
+    images: in any of Pillow's modes that `load_image` takes; what is transparent is laid on white.
     folder: a checkpoint's; `weights.resolve` gives it for a hub id. How to resize and normalize is read from its
-    preprocessor_config.json. A checkpoint without that file gets ViT's default: resized (bilinear, aspect ratio not kept)
-    to the configuration's image_size, and scaled to -1 ... 1, a mean and standard deviation of 0.5. A DeiT gets DeiT's:
-    resized (bicubic) to 256/224 of it, its middle cut out, and ImageNet's mean and standard deviation.
+    preprocessor_config.json, by the image processor of transformers that it names, else by the model's own. A checkpoint without
+    that file gets ViT's default: resized (bilinear, aspect ratio not kept) to the configuration's image_size, and scaled to
+    -1 ... 1, a mean and standard deviation of 0.5. A DeiT gets DeiT's: resized (bicubic) to 256/224 of it, its middle cut out,
+    and ImageNet's mean and standard deviation.
 
-    Raises ValueError for no images, and weights.CheckpointError for files that cannot be read or that contradict each other.
+    Raises ValueError for no images, TypeError for something that is none, ImageError for pixels of a scale that is not told,
+    and weights.CheckpointError for files that cannot be read, cannot be followed, or contradict each other.
     """
     from .vit import ViTConfig
     from .weights import CheckpointError, read_config
 
+    if isinstance(images, Image.Image) or not all(isinstance(image, Image.Image) for image in images):
+        raise TypeError("preprocess: images is no list of PIL images; one image is given as [image]")
     if not images:
         raise ValueError("preprocess: no images were given")
     folder = Path(folder)
@@ -122,8 +137,16 @@ def preprocess(images: Sequence[Image.Image], folder: str | Path) -> torch.Tenso
     mode = {1: "L", 3: "RGB"}.get(config.num_channels)
     if mode is None:
         raise CheckpointError(f"{folder} is a model for images of {config.num_channels} channels; pictures have 1 or 3")
+    converted = []
+    for index, image in enumerate(images):
+        try:
+            converted.append(_rgb(image).convert(mode))
+        except ImageError as error:
+            raise ImageError(f"preprocess: image {index} {error}") from None
     try:
-        pixel_values = _processor(folder, config)([image.convert(mode) for image in images], return_tensors="pt")["pixel_values"]
+        pixel_values = _processor(folder, config)(converted, return_tensors="pt")["pixel_values"]
+    except CheckpointError:
+        raise
     except Exception as error:  # transformers raises nearly anything on settings that it cannot follow
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{folder / 'preprocessor_config.json'} cannot be followed: {reason}") from error
@@ -138,11 +161,19 @@ def preprocess(images: Sequence[Image.Image], folder: str | Path) -> torch.Tenso
 
 def _processor(folder: Path, config):
     # Not transformers' default image processors, which need torchvision. Imported only here: it takes seconds.
-    from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
-    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+    import transformers
 
-    processor = DeiTImageProcessorPil if config.model_type == "deit" else ViTImageProcessorPil
+    from .weights import CheckpointError
+
+    processor = transformers.DeiTImageProcessorPil if config.model_type == "deit" else transformers.ViTImageProcessorPil
     if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
+        values, _ = processor.get_image_processor_dict(folder, local_files_only=True)
+        named = values.get("image_processor_type") or values.get("feature_extractor_type")  # the latter in old files
+        if named:
+            kind = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", str(named))
+            processor = getattr(transformers, f"{kind}ImageProcessorPil", None)
+            if processor is None:
+                raise CheckpointError(f"{folder}: transformers has no image processor {named} that works without torchvision")
         return processor.from_pretrained(folder, local_files_only=True)
     height, width = config.image_shape
     if config.model_type == "deit":

@@ -153,7 +153,7 @@ def compare_models(ours: ViT, theirs: nn.Module, pixel_values: torch.Tensor, par
     rows: list[Row] = []
     largest = 0.0  # of Hugging Face's errors so far
     for name, truth in truths.items():
-        out, scale = our_outputs[name].double(), truth.norm().item()
+        out, scale = our_outputs[name].double(), truth.norm().item() or 1.0  # absolute beside a truth of zeros
         error, peer_error = ((x.double() - truth).norm().item() / scale for x in (out, peer_outputs[name]))
         largest = max(largest, peer_error)
         floor = FLOOR * torch.finfo(dtype).eps

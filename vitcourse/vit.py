@@ -19,11 +19,19 @@ from .layers import Block, LayerNorm, Linear, PatchEmbedding
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 
 
+_KINDS = dict.fromkeys(
+    ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"), int
+) | dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"), (int, float)
+)  # fmt: skip
+
+
 @dataclass
 class ViTConfig:
     """The shape of a ViT, with Hugging Face's field names and defaults: ViT-B/16 at 224 x 224 pixels.
 
     model_type: "vit", or "deit" for a distillation token beside the class token.
+    problem_type: "multi_label_classification" where labels do not exclude each other; the model itself does not look at it.
     """
 
     hidden_size: int = 768
@@ -44,8 +52,13 @@ class ViTConfig:
     pooler_act: str = "tanh"
     id2label: dict[int, str] = field(default_factory=lambda: {0: "LABEL_0", 1: "LABEL_1"})
     model_type: str = "vit"
+    problem_type: str | None = None
 
     def __post_init__(self):
+        for name, kinds in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+                raise TypeError(f"ViTConfig: {name} is {value!r}; a {'whole number' if kinds is int else 'number'} is accepted")
         self.image_size = tuple(self.image_size) if isinstance(self.image_size, list) else self.image_size
         self.patch_size = tuple(self.patch_size) if isinstance(self.patch_size, list) else self.patch_size
         self.pooler_output_size = self.pooler_output_size or self.hidden_size
@@ -96,6 +109,12 @@ class ViTConfig:
     def from_dict(cls, values: dict) -> "ViTConfig":
         """From the dictionary of a Hugging Face `config.json`, whose other fields are left aside."""
         known = {f.name for f in fields(cls)}
+        values = {**values}
+        if values.get("id2label") is None:
+            labels = values.get("num_labels", 2)
+            if type(labels) is not int:
+                raise TypeError(f"ViTConfig: num_labels is {labels!r}; a whole number is accepted")
+            values["id2label"] = {index: f"LABEL_{index}" for index in range(labels)}
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def to_dict(self) -> dict:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from . import runtime
+from .images import expand
 from .vit import ViT, ViTConfig
 
 # Our name to Hugging Face's name in files, where one tensor is one tensor. "N" is the layer's number.
@@ -46,13 +47,16 @@ NEWER_NAMES = (
 _WORDS = {"q": "query", "k": "key", "v": "value"}
 
 
+INDEX = "model.safetensors.index.json"
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be found, read or fitted; the message says which and what to do."""
 
 
 def resolve(name_or_path: str | Path) -> Path:
     """The folder of a checkpoint: `name_or_path` itself if it is one, else the hub's files, fetched or from the cache."""
-    path = Path(name_or_path).expanduser()
+    path = expand(name_or_path)
     if path.is_dir():
         return path
     if path.exists():
@@ -89,15 +93,16 @@ def read_config(folder: Path) -> dict:
     if not isinstance(values, dict) or values.get("model_type") not in ("vit", "deit"):
         kind = values.get("model_type", "nothing") if isinstance(values, dict) else "nothing"
         raise CheckpointError(f'{file} is not a ViT\'s: its model_type is "{kind}", and "vit" or "deit" is accepted')
-    if "id2label" not in values:
-        values["id2label"] = {index: f"LABEL_{index}" for index in range(values.get("num_labels", 2))}
     return values
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the folder's safetensors file, or of all the files its index names, under the files' names."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
+    """Every tensor of the folder's safetensors file, or of all the files its index names, under the files' names.
+
+    Where there are both it is the one file, as in transformers: whoever saves a model again may leave an old index behind.
+    """
+    index = folder / INDEX
+    if index.exists() and not (folder / "model.safetensors").is_file():
         try:
             files = sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -159,7 +164,11 @@ def load(name_or_path: str | Path) -> ViT:
         config = ViTConfig.from_dict(values)
     except (TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a ViT that this package can build: {error}") from error
-    tensors = {_file_name(name, config.model_type): tensor for name, tensor in read_tensors(folder).items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in read_tensors(folder).items():
+        if _file_name(name, config.model_type) in tensors:
+            raise CheckpointError(f"{folder} has {name} twice, under two names")
+        tensors[_file_name(name, config.model_type)] = tensor
     alone, *beside = (f"{name}weight" in tensors for name in CLASSIFIERS)
     two = config.model_type == "deit" and any(beside)
     with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
@@ -175,6 +184,8 @@ def load(name_or_path: str | Path) -> ViT:
             raise CheckpointError(f"{folder}: {name}weight has {len(weight)} rows and config.json {config.num_labels} labels")
 
     missing, misshapen, state = [], [], {}
+    if model.classifier is None and config.num_labels and "ForImageClassification" in str(values.get("architectures")):
+        missing.append("classifier.weight")
     for name, parameter in model.state_dict().items():
         sources = _sources(name, two)
         absent = [source for source in sources if source not in tensors]
@@ -219,8 +230,24 @@ def architecture(model: ViT) -> str:
 
 
 def save(model: ViT, path: str | Path) -> None:
-    """Write the folder that `load`, and Hugging Face's transformers, read. Each file is written whole or not at all."""
-    folder = Path(path)
+    """Write the folder that `load`, and Hugging Face's transformers, read. Each file is written whole or not at all.
+
+    Raises ValueError for a model that its own configuration does not describe, such as one whose classifier was replaced.
+    """
+    with torch.device("meta"):
+        described = ViT(
+            model.config,
+            classifier=model.classifier is not None,
+            pooler=model.pooler is not None,
+            distillation_classifier=model.distillation_classifier is not None,
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in described.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        if shapes.get(name) != tuple(tensor.shape):
+            raise ValueError(
+                f"save: {name} is {tuple(tensor.shape)}, and {shapes.get(name)} by the model's config; change that too"
+            )
+    folder = expand(path)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = {"architectures": [architecture(model)], "dtype": dtype, **model.config.to_dict()}
@@ -230,6 +257,7 @@ def save(model: ViT, path: str | Path) -> None:
         scratch[1].write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for file in scratch:  # only once both are there
             file.replace(file.with_suffix(""))
+        (folder / INDEX).unlink(missing_ok=True)  # of a checkpoint in several files that lay here before
     finally:
         for file in scratch:
             file.unlink(missing_ok=True)
