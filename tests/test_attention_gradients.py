@@ -347,9 +347,8 @@ def test_gradcheck(is_causal):
 
 def test_a_second_derivative_is_refused():
     operands = [x.requires_grad_() for x in three(3, 4, 4, 3, torch.float32)]
-    gradient = torch.autograd.grad(attend(*operands).square().sum(), operands[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match=r"differentiate twice.*once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.grad(attend(*operands).square().sum(), operands[0], create_graph=True)
 
 
 def test_gradients_add_up_over_two_backward_passes():

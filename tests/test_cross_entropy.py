@@ -284,9 +284,8 @@ def test_probabilities_are_not_kept():
 
 def test_a_second_derivative_is_refused():
     x, weight = tensor((3, 5), torch.float32).requires_grad_(), torch.ones((), device=DEVICE, requires_grad=True)
-    (grad,) = torch.autograd.grad(kernels.cross_entropy(x, classes((3,), 5)) * weight, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.grad(kernels.cross_entropy(x, classes((3,), 5)) * weight, x, create_graph=True)
 
 
 def test_a_gradient_that_is_not_wanted_is_not_kept():

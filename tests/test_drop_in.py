@@ -556,3 +556,17 @@ def test_a_model_trains_compiled_and_checkpointed(fresh_dynamo):
         loss_of(run(model), x, labels).backward()
         for parameter, expected in zip(model.parameters(), plain.parameters()):
             torch.testing.assert_close(parameter.grad, expected.grad)
+
+
+def test_softmax_takes_any_type_that_is_converted_first():
+    for x in (
+        torch.tensor([1, 2, 3], device=runtime.DEVICE),
+        torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, device=runtime.DEVICE),
+    ):
+        torch.testing.assert_close(kernels.softmax(x, 0, torch.float32), F.softmax(x, 0, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("option", [{"padding": 1}, {"dilation": 2}, {"groups": 2}], ids=str)
+def test_a_patch_embedding_refuses_what_is_no_patch(option):
+    with pytest.raises(ValueError, match="side by side"):
+        layers.PatchEmbedding(2, 4, 2, **option)

@@ -329,9 +329,8 @@ def test_gradcheck(name):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_second_derivative_is_refused(name):
     inputs = [value.requires_grad_() for value in samples(name)]
-    gradient = torch.autograd.grad(SAMPLES[name][0](*inputs).square().sum(), inputs[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match=r"differentiate twice.*once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        torch.autograd.grad(SAMPLES[name][0](*inputs).square().sum(), inputs[0], create_graph=True)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -173,13 +173,13 @@ def test_an_index_left_behind_does_not_count(folder: Path, tmp_path: Path) -> No
 
 def test_a_tensor_under_two_names_is_refused(folder: Path) -> None:
     change_tensors(folder, lambda tensors: {**tensors, "layernorm.weight": tensors["vit.layernorm.weight"].clone()})
-    with pytest.raises(CheckpointError, match="layernorm.weight twice"):
+    with pytest.raises(CheckpointError, match=r"layernorm\.weight twice"):
         ViT.from_pretrained(folder)
 
 
 def test_a_classifier_that_the_file_promises_is_missed(folder: Path) -> None:
     change_tensors(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if "classifier" not in name})
-    with pytest.raises(CheckpointError, match="missing: classifier.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: classifier\.weight"):
         ViT.from_pretrained(folder)
 
 

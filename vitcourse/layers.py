@@ -50,6 +50,8 @@ class PatchEmbedding(nn.Conv2d):
 
     def __init__(self, channels: int, hidden_size: int, patch_size: int | tuple[int, int], bias: bool = True, **kwargs):
         super().__init__(channels, hidden_size, patch_size, stride=patch_size, bias=bias, **kwargs)
+        if self.padding not in ((0, 0), "valid") or self.dilation != (1, 1) or self.groups != 1:
+            raise ValueError("PatchEmbedding: padding, dilation and groups are not supported; patches lie side by side")
 
     def forward(
         self, input: torch.Tensor, class_token: torch.Tensor | None = None, position_embedding: torch.Tensor | None = None

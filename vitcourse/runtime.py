@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 _asked = os.environ.get("TRITON_INTERPRET", "").lower()
 INTERPRETER: bool = _asked in ("1", "true", "yes", "on") or (_asked == "" and not torch.cuda.is_available())
@@ -179,8 +180,42 @@ def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | N
 
 
 def needs_gradient(*tensors: torch.Tensor | None) -> bool:
-    """Whether a result of these tensors has to carry a gradient."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    """Whether a result of these tensors has to carry a gradient, or would have to carry a tangent.
+
+    Our functions have no forward-mode derivative. Said to need a gradient, they come to a torch.autograd.Function, which says so;
+    an operator by itself would return a result with no tangent, which counts as zero.
+    """
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        return True
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return any(tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def first_derivative_only(backward: Callable) -> Callable:
+    """A Function's `backward`, refused with RuntimeError where a graph of it is asked for, by create_graph=True.
+
+    torch.autograd.function.once_differentiable refuses later, by a node in that graph. Autograd passes the node by where it is
+    asked for the gradients of some tensors only, and what is missing then counts as zero.
+    """
+
+    @functools.wraps(backward)
+    def checked(ctx, *grads):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            name = type(ctx).__name__.strip("_").removesuffix("Backward")
+            raise RuntimeError(
+                f"{name}: trying to differentiate twice what has a first derivative only; call it without create_graph=True"
+            )
+        return backward(ctx, *grads)
+
+    return checked
+
+
+def check_numbers(function: str, **numbers: float) -> None:
+    """Refuse a tensor where `function` takes a number, by argument name, with TypeError: it would get no gradient."""
+    for name, number in numbers.items():
+        if isinstance(number, torch.Tensor):
+            raise TypeError(f"{function}: {name} is a Tensor; a number is accepted")
 
 
 def autocast_to_float32(tensor: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, next_power_of_2, operator
+from ..runtime import INTERPRETER, cdiv, check_tensors, first_derivative_only, needs_gradient, next_power_of_2, operator
 from .sum_to_size import sum_to_size
 
 # Elements a program adds. 1,024 are 8 for each of 128 threads: one 16-byte access each in a 16-bit type, two in float32.
@@ -107,7 +107,7 @@ class _Add(torch.autograd.Function):
         return _add(input, other, dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         grads = []
         for needed, (shape, dtype) in zip(ctx.needs_input_grad, ctx.operands):

@@ -28,8 +28,10 @@ from ..runtime import (
     Config,
     Configs,
     cdiv,
+    check_numbers,
     check_tensors,
     dot_precision,
+    first_derivative_only,
     gpu_name,
     multiprocessors,
     needs_gradient,
@@ -538,7 +540,7 @@ class _Attention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         query, key, value, output, logsumexp = ctx.saved_tensors
         grad, output = grad.transpose(1, 2), output.transpose(1, 2)
@@ -567,6 +569,7 @@ def scaled_dot_product_attention(
     memory as (batch, queries, heads, value_size), so `result.transpose(1, 2).flatten(2)` is a view of tokens. So does every
     gradient, (batch, tokens, heads, size). Under autocast float32 is converted to autocast's type first, as in PyTorch.
     """
+    check_numbers("scaled_dot_product_attention", scale=scale)
     check_tensors("scaled_dot_product_attention", query=query, key=key, value=value)
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = (tensor.to(torch.get_autocast_dtype(query.device.type)) for tensor in (query, key, value))

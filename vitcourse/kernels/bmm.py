@@ -8,7 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, Config, cdiv, check_tensors, dot_precision, needs_gradient, next_power_of_2, operator
+from ..runtime import (
+    INTERPRETER,
+    Config,
+    cdiv,
+    check_numbers,
+    check_tensors,
+    dot_precision,
+    first_derivative_only,
+    needs_gradient,
+    next_power_of_2,
+    operator,
+)
 
 
 @triton.jit
@@ -73,7 +84,7 @@ class _BMM(torch.autograd.Function):
         return _bmm(input, mat2, scale)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         input, mat2 = ctx.saved_tensors
         needs_input, needs_mat2, _ = ctx.needs_input_grad
@@ -88,6 +99,7 @@ def bmm(input: torch.Tensor, mat2: torch.Tensor, *, scale: float = 1.0) -> torch
     Sums in float32; a float32 product follows torch.get_float32_matmul_precision(). One type for both; under autocast they
     are cast to autocast's type.
     """
+    check_numbers("bmm", scale=scale)
     check_tensors("bmm", input=input, mat2=mat2)
     if input.ndim != 3 or mat2.ndim != 3 or input.shape[0] != mat2.shape[0] or input.shape[2] != mat2.shape[1]:
         raise ValueError(

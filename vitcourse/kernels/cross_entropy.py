@@ -16,7 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import DEVICE, INTERPRETER, cdiv, check_tensors, needs_gradient, next_power_of_2, operator
+from ..runtime import (
+    DEVICE,
+    INTERPRETER,
+    cdiv,
+    check_numbers,
+    check_tensors,
+    first_derivative_only,
+    needs_gradient,
+    next_power_of_2,
+    operator,
+)
 from .sum_to_size import sum_middle
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
@@ -204,7 +214,7 @@ class _CrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         return _cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
 
@@ -248,6 +258,7 @@ def cross_entropy(
     of the GPU). ValueError for weight, size_average and reduce, and for shapes that do not fit; TypeError for types, which
     include a floating-point target: the probabilities that PyTorch takes are not supported.
     """
+    check_numbers("cross_entropy", label_smoothing=label_smoothing)
     check_tensors("cross_entropy", input=input)
     _refuse(weight, size_average, reduce, reduction, label_smoothing, ignore_index)
     if not isinstance(target, torch.Tensor) or target.dtype != torch.int64:

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, operator
+from ..runtime import INTERPRETER, cdiv, check_numbers, check_tensors, first_derivative_only, needs_gradient, operator
 
 BLOCK = 1 << 17 if INTERPRETER else 2048
 # Rounds of Philox4x32: the fewest that the paper found to pass all statistical tests; ten is its default, for a margin.
@@ -63,7 +63,7 @@ class _Dropout(torch.autograd.Function):
         return _dropout(input, seed, p, strides)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         return _dropout(grad, *ctx.saved_tensors, ctx.p, ctx.strides), None, None, None
 
@@ -83,6 +83,7 @@ def dropout(
     Raises ValueError for p outside [0, 1], a seed out of range and inplace=True, which is not supported; TypeError for a seed
     that is no int.
     """
+    check_numbers("dropout", p=p)
     check_tensors("dropout", input=input)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout: p is {p!r}; a probability from 0 to 1 is accepted")

@@ -19,7 +19,9 @@ from ..runtime import (
     INTERPRETER,
     autocast_to_float32,
     cdiv,
+    check_numbers,
     check_tensors,
+    first_derivative_only,
     multiprocessors,
     needs_gradient,
     next_power_of_2,
@@ -317,14 +319,14 @@ class _LayerNorm(torch.autograd.Function):
         return output, None if r is None else total  # as rows: a view of what a Function returns is made outside of it
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad, total_grad):
         x, weight, statistics = ctx.saved_tensors
         needs_input, needs_residual, *needs_sums = ctx.needs_input_grad[:4]
         # The gradients of input and residual are one tensor, and not two views of it: autograd copies what it would keep twice,
         # but only if it can tell.
-        if grad is None:  # nothing but the sum was used
-            x_grad = None if total_grad is None else total_grad.reshape(ctx.shape)
+        if grad is None:  # nothing but the sum was used; this gradient is a view of memory that somebody else may hold
+            x_grad = None if total_grad is None else total_grad.reshape(ctx.shape).clone()
             return x_grad, x_grad, None, None, None, None, None
         dtypes = [dtype for dtype, needed in zip(ctx.dtypes, needs_sums) if needed]
         dtype = torch.promote_types(dtypes[0], dtypes[-1]) if dtypes else None
@@ -349,6 +351,7 @@ def layer_norm(
     is contiguous and has the input's type; under CUDA's autocast it is float32.
     residual: of the input's shape and type. Then x = input + residual is what is normalized, and (result, x) is returned.
     """
+    check_numbers("layer_norm", eps=eps)
     check_tensors("layer_norm", {"weight": weight, "bias": bias, "residual": residual}, input=input)
     if isinstance(normalized_shape, int):
         raise TypeError(f"layer_norm: normalized_shape is {normalized_shape}; a list or tuple of int is accepted")

@@ -30,6 +30,7 @@ from ..runtime import (
     cdiv,
     check_tensors,
     dot_precision,
+    first_derivative_only,
     multiprocessors,
     needs_gradient,
     next_power_of_2,
@@ -482,20 +483,24 @@ def _linear_parameters_backward(grad, x, bias):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, activation, dtype):
+    def forward(ctx, x, weight, bias, residual, activation, dtype, shape):
+        # Of `shape`, like the residual, so that the gradient comes back as the very tensor that autograd has and goes on to the
+        # residual: of a view it could not tell that somebody else holds its memory, and would add into that.
+        residual = None if residual is None else residual.reshape(len(x), len(weight))
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         save = activation is not None and (needs_input or needs_weight or needs_bias)
         output, preactivation = _linear(x, weight, bias, residual, activation, dtype, save)
         ctx.save_for_backward(x if needs_weight else None, weight if needs_input else None, preactivation if save else None)
         ctx.activation, ctx.dtype = activation, x.dtype
-        return output
+        return torch.ops.aten._unsafe_view(output, shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         x, weight, preactivation = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, needs_residual, *_ = ctx.needs_input_grad
         residual_grad = grad if needs_residual else None
+        grad = grad.reshape(math.prod(grad.shape[:-1]), grad.shape[-1])
         grad = grad.to(ctx.dtype)  # with a residual of a wider type, which autocast allows, the result had that
         if preactivation is not None and ctx.activation == "relu":
             grad = _relu_backward(grad, preactivation)
@@ -507,7 +512,7 @@ class _Linear(torch.autograd.Function):
             weight_grad, bias_grad = _linear_parameters_backward(grad, x, needs_bias)
         elif needs_bias:
             bias_grad = _bias_grad(grad, ctx.dtype)
-        return input_grad, weight_grad, bias_grad if needs_bias else None, residual_grad, None, None
+        return input_grad, weight_grad, bias_grad if needs_bias else None, residual_grad, None, None, None
 
 
 def linear(
@@ -550,9 +555,8 @@ def linear(
             if tensor is not None and tensor.dtype != dtype:
                 raise TypeError(f"linear: {name} is {tensor.dtype} and input is {dtype}; one type for all is accepted")
     rows = math.prod(input.shape[:-1])
-    x, r = input.reshape(rows, K), None if residual is None else residual.reshape(rows, N)
+    x = input.reshape(rows, K)
     if needs_gradient(input, weight, bias, residual):
-        output = _Linear.apply(x, weight, bias, r, activation, dtype)
-    else:
-        output, _ = _linear(x, weight, bias, r, activation, dtype, False)
-    return output.view(shape)
+        return _Linear.apply(x, weight, bias, residual, activation, dtype, shape)
+    residual = None if residual is None else residual.reshape(rows, N)
+    return _linear(x, weight, bias, residual, activation, dtype, False)[0].view(shape)

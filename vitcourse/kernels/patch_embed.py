@@ -26,6 +26,7 @@ from ..runtime import (
     cdiv,
     check_tensors,
     dot_precision,
+    first_derivative_only,
     multiprocessors,
     needs_gradient,
     next_power_of_2,
@@ -339,7 +340,7 @@ class _PatchEmbed(torch.autograd.Function):
         return _patch_embed(x, weight, bias, class_token, position_embedding, dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, needs_class, needs_position, _ = ctx.needs_input_grad

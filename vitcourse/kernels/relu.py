@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, cdiv, check_tensors, needs_gradient, operator
+from ..runtime import INTERPRETER, cdiv, check_tensors, first_derivative_only, needs_gradient, operator
 
 BLOCK = 1 << 17 if INTERPRETER else 1024
 
@@ -60,7 +60,7 @@ class _ReLU(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         return _relu_backward(grad, *ctx.saved_tensors)
 

@@ -11,7 +11,17 @@ import torch
 import triton
 import triton.language as tl
 
-from ..runtime import INTERPRETER, autocast_to_float32, cdiv, check_tensors, needs_gradient, next_power_of_2, operator, refusal
+from ..runtime import (
+    INTERPRETER,
+    autocast_to_float32,
+    cdiv,
+    check_tensors,
+    first_derivative_only,
+    needs_gradient,
+    next_power_of_2,
+    operator,
+    refusal,
+)
 
 # The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
 WIDEST = 1 << 17 if INTERPRETER else 16384
@@ -147,7 +157,7 @@ class _Softmax(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative_only
     def backward(ctx, grad):
         return _softmax_backward(grad, *ctx.saved_tensors, ctx.dtype), None, None, None
 
@@ -156,9 +166,11 @@ def softmax(input: torch.Tensor, dim: int, dtype: torch.dtype | None = None, *, 
     """`torch.nn.functional.softmax` along `dim`, computed in float32 and returned in `dtype`, by default the input's.
 
     causal: `dim` has to be the last and `input` (..., queries, keys); query i sees keys 0 to i, and the others get 0.
-    The result is contiguous along `dim` when that is the last dimension. A `dtype` is what the input is converted to first,
-    as in PyTorch; under CUDA's autocast it is float32.
+    The result is contiguous when `dim` is the last dimension. A `dtype` is what the input is converted to first, as in PyTorch;
+    under CUDA's autocast it is float32.
     """
+    if dtype is not None and isinstance(input, torch.Tensor) and refusal(input.dtype) and not refusal(dtype):
+        input = input.to(dtype)
     check_tensors("softmax", input=input)
     if not isinstance(dim, int) or not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
         raise ValueError(f"softmax: dim is {dim!r}; an int from {-max(input.ndim, 1)} to {max(input.ndim, 1) - 1} is accepted")
