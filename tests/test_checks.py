@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -127,6 +128,32 @@ STUBS = [None, ..., lambda *arguments: None, lambda *arguments: ..., _raising]
 def test_a_stub_is_not_attempted(name, stub):
     verdict = getattr(check, name)(stub)
     assert verdict.status == "not attempted" and repr(verdict).startswith("Not attempted yet.")
+
+
+def _without_return(*arguments):
+    math.hypot(3, 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tile_of", "epilogue_bytes", "merge_attention", "plain_attention", "first_divergence", "load_by_hand", "read_safetensors",
+     "busy_and_idle", "resize_positions", "linear"],
+)  # fmt: skip
+def test_a_forgotten_return_is_told(name):
+    verdict = getattr(check, name)(_without_return)
+    assert verdict.status == "wrong" and re.search("returned (None|nothing)", repr(verdict)) and "return" in verdict.hint
+
+
+def _not_implemented_by_torch(*arguments):
+    return torch.nn.functional.interpolate(torch.randn(1, 1, 4), size=3, mode="bicubic")
+
+
+@pytest.mark.parametrize(
+    "name", ["resize_positions", "cross_entropy", "load_by_hand", "tile_of", "busy_and_idle", "layer_outputs"]
+)
+def test_what_torch_does_not_implement_is_no_stub(name):
+    verdict = getattr(check, name)(_not_implemented_by_torch)
+    assert verdict.status == "wrong" and "NotImplementedError" in repr(verdict)
 
 
 @pytest.mark.parametrize("found", [None, ..., {}, dict.fromkeys(range(1, 9)), {1: ..., 2: ""}])

@@ -133,6 +133,46 @@ def no_mask_along_k_in_b(
 
 
 @triton.jit
+def steps_for_elements(
+    a_ptr, b_ptr, c_ptr, M, N, K, a_row_stride, a_column_stride, b_row_stride, b_column_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    a_ptrs = a_ptr + m[:, None] * a_row_stride + k[None, :] * a_column_stride
+    b_ptrs = b_ptr + k[:, None] * b_row_stride + n[None, :] * b_column_stride
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(0, tl.cdiv(K, BLOCK_K)):
+        a = tl.load(a_ptrs, mask=(m[:, None] < M) & (k[None, :] < K - step), other=0.0)
+        b = tl.load(b_ptrs, mask=(k[:, None] < K - step) & (n[None, :] < N), other=0.0)
+        accumulator = tl.dot(a, b, accumulator)
+        a_ptrs += BLOCK_K * a_column_stride
+        b_ptrs += BLOCK_K * b_row_stride
+    tl.store(c_ptr + m[:, None] * N + n[None, :], accumulator, mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def masked_along_the_other_size(
+    a_ptr, b_ptr, c_ptr, M, N, K, a_row_stride, a_column_stride, b_row_stride, b_column_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    a_ptrs = a_ptr + m[:, None] * a_row_stride + k[None, :] * a_column_stride
+    b_ptrs = b_ptr + k[:, None] * b_row_stride + n[None, :] * b_column_stride
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        a = tl.load(a_ptrs, mask=(m[:, None] < N) & (k[None, :] < K - start), other=0.0)
+        b = tl.load(b_ptrs, mask=(k[:, None] < K - start) & (n[None, :] < N), other=0.0)
+        accumulator = tl.dot(a, b, accumulator)
+        a_ptrs += BLOCK_K * a_column_stride
+        b_ptrs += BLOCK_K * b_row_stride
+    tl.store(c_ptr + m[:, None] * N + n[None, :], accumulator, mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
 def k_in_every_step(
     a_ptr, b_ptr, c_ptr, M, N, K, a_row_stride, a_column_stride, b_row_stride, b_column_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -510,6 +550,8 @@ WRONG = {
         (masked(no_mask_along_k), r"(?s)\(3, 5\) @ \(5, 4\) .*loads outside of a_ptr: element 15.*says nothing of K"),
         (masked(no_mask_along_k_in_b), r"(?s)loads outside of b_ptr: element 20.*says nothing of K.*k\[:, None\] < K - start"),
         (masked(k_in_every_step), r"(?s)\(40, 70\) @ \(70, 100\) .*loads outside of b_ptr.*compares with K in every step"),
+        (masked(steps_for_elements), r"(?s)loads outside of b_ptr.*counts steps.*K - step \* BLOCK_K"),
+        (masked(masked_along_the_other_size), r"(?s)loads outside of a_ptr: element 15.*both directions.*m\[:, None\] < M and"),
         (masked(no_mask_along_m), r"(?s)loads outside of a_ptr.*looks at K only.*m\[:, None\] < M"),
         (masked(one_too_many), "(?s)loads outside of a_ptr: element 15.*just past the end"),
         (masked(no_mask), r"(?s)loads outside of a_ptr.*no mask.*\(m\[:, None\] < M\) & \(k\[None, :\] < K - start\)"),

@@ -21,10 +21,14 @@ def _raises(*arguments):
 # ---- relative_error ---------------------------------------------------------------------------------------------------------
 
 
+def _at_zero(difference):
+    return 0.0 if difference == 0 else difference * math.inf  # a NaN stays one
+
+
 def relative_error(output, truth):
     output, truth = output.double().cpu(), truth.double().cpu()
     difference, size = (output - truth).norm().item(), truth.norm().item()
-    return difference / size if size > 0 else float("inf") if difference > 0 else 0.0
+    return difference / size if size > 0 else _at_zero(difference)
 
 
 def relative_error_that_keeps_nan(output, truth):
@@ -40,7 +44,7 @@ def relative_error_in_numpy(output, truth):
     output, truth = (tensor.double().cpu().numpy().ravel() for tensor in (output, truth))
     difference = np.sqrt(((output - truth) ** 2).sum())
     if not truth.any():
-        return np.float64(np.inf) if difference > 0 else 0
+        return np.float64(_at_zero(difference))
     return difference / np.linalg.norm(truth)
 
 
@@ -498,8 +502,30 @@ RIGHT = {
     ],
 }
 
+
+def norms(answer):
+    """answer(output, truth, ||output - truth||, ||truth||), of tensors in float64."""
+
+    def relative_error(output, truth):
+        o, t = output.double().cpu(), truth.double().cpu()
+        return answer(o, t, (o - t).norm().item(), t.norm().item())
+
+    return relative_error
+
+
 WRONG = {
     "relative_error": [
+        (
+            norms(lambda o, t, d, n: 0.0 if torch.allclose(o, t) else d / n if n else _at_zero(d)),
+            "nothing nearly equal is",
+        ),
+        (norms(lambda o, t, d, n: (0.0 if d < 1e-6 else math.inf) if n < 1e-6 else d / n), "1e-20.*norm is exactly 0"),
+        (norms(lambda o, t, d, n: round(d / n, 12) if n else _at_zero(d)), "1e-7.*nothing is rounded"),
+        (
+            norms(lambda o, t, d, n: d / n if n and o.norm() else 0.0 if torch.equal(o, t) else d * math.inf),
+            r"\[0\.0, 0\.0\], \[3\.0, 4\.0\].*an output of zeros",
+        ),
+        (norms(lambda o, t, d, n: d / n if n > 0 else math.inf if d > 0 else 0.0), r"\[nan, 0\.0\].*A NaN is a NaN"),
         (
             wide(lambda o, t: (o - t).abs().max() / t.abs().max()),
             r"\[3\.0, 14\.0\].*got 0\.4.*largest difference alone",
@@ -541,7 +567,7 @@ WRONG = {
         (wide(lambda o, t: (o - t).norm() / (t.norm() + 1e-6)), "in float32.*Nothing is added to the divisor"),
         (
             wide(lambda o, t: (o - t).norm() / (t.norm() + 1e-12), only(lambda o, t: o.norm() / 1e-12)),
-            "Expected inf.*gives neither",
+            "1e-20.*Nothing is added to the divisor",
         ),
         (
             only(lambda o, t: (o - t).norm() / t.norm()),

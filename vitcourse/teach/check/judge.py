@@ -95,6 +95,27 @@ NO_FUNCTION = Verdict(
 )
 
 
+RETURNED_NONE = "Your function returned None."
+END_WITH_A_RETURN = "Something was computed and not handed back: end with a return."
+
+
+def is_stub(function: Callable) -> bool:
+    """Whether a function is still a stub: `...`, `pass` or NotImplementedError. A lambda, whose source cannot be told, counts."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return True
+    name = inspect.unwrap(function).__name__ if hasattr(function, "__name__") else ""
+    body = next((node.body for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name), [])
+
+    def idle(statement: ast.stmt) -> bool:
+        if isinstance(statement, (ast.Expr, ast.Return)):  # a docstring and `...` are expressions
+            return statement.value is None or isinstance(statement.value, ast.Constant)
+        return isinstance(statement, ast.Pass) or (isinstance(statement, ast.Raise) and "NotImpl" in ast.unparse(statement))
+
+    return all(idle(statement) for statement in body)
+
+
 # ---- Reporting what the reader's code raised ----------------------------------------------------------------------------
 
 _OURS = (
@@ -148,6 +169,12 @@ def _exception_hint(error: BaseException, device: str = "cpu") -> str:
     return "Read the message and the line, and call your function on such a case yourself, without the check."
 
 
+def _is_readers_own(error: BaseException) -> bool:
+    """Whether it is a `raise NotImplementedError` in the reader's code. PyTorch has its own, for what it cannot do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, NotImplementedError) and bool(frames) and not frames[-1].filename.startswith(_OURS)
+
+
 def _answer_to(error: BaseException, first: bool, device: str = "cpu", hint: str = "") -> Exception:
     """What to raise where the reader's function raised `error`, in the first case or a later one. hint: in place of the usual."""
     if isinstance(error, tracing.TookTooLong):
@@ -155,7 +182,7 @@ def _answer_to(error: BaseException, first: bool, device: str = "cpu", hint: str
             "Your function did not finish and was stopped.",
             "A loop does not end: does its variable move on in each turn, and does the condition become false?",
         )
-    if first and isinstance(error, NotImplementedError):
+    if first and _is_readers_own(error):
         return NotAttempted()
     return Wrong(_describe(error), hint or _exception_hint(error, device))
 
@@ -191,10 +218,10 @@ def judge_plain(
                 with tracing.time_limit(SECONDS):
                     result = function(*copy.deepcopy(case))
                     if (result is None or result is ...) and index == 0:
-                        raise NotAttempted
+                        raise NotAttempted if is_stub(function) else Wrong(RETURNED_NONE, END_WITH_A_RETURN)
                     answers.append(normal(result))
             except NotImplementedError as error:
-                if index == 0:
+                if index == 0 and _is_readers_own(error):
                     raise NotAttempted from error
                 raise Wrong(f"Smallest failing case: {label}.\n{_describe(error)}", _exception_hint(error)) from None
             except (NotAttempted, Wrong) as error:
@@ -439,7 +466,7 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
         raise _answer_to(error, first, device.type) from None
 
     if first and trace is not None:
-        nothing_done = not trace.launches and (result is None or result is ...)
+        nothing_done = not trace.launches and (result is None or result is ...) and is_stub(function)
         # A stub may come with its launcher ready, and a kernel whose body, or whose end, is still to be written.
         if nothing_done or (trace.launches and all(_unfinished(launch.function) for launch in trace.launches)):
             raise NotAttempted

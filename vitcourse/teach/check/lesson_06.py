@@ -7,7 +7,9 @@ sums. The reference adds up in float32 as well, whatever the type, as every kern
 """
 
 import ast
+import inspect
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -389,9 +391,24 @@ def product_outside(first: str, second: str, places: dict[str, str]) -> Callable
             )
         if len(compared) == 1:
             return f"The mask looks at K only, and the last tiles reach past the end the other way as well: {row}."
-        return f"The mask looks at both directions, so it is the address: {places[name]}, and steps go on from there."
+        if counter := _counts_steps(error.trace.launches[-1].function, along):
+            return f"The loop counts steps, and the mask elements: what is left is K - {counter} * BLOCK_K."
+        return (
+            f"The mask names both directions. Does it compare as {row} and {step} < K - start, each along its own axis, with "
+            f"what is left of K in elements? Then it is the address: {places[name]}, and steps go on from there."
+        )
 
     return hint
+
+
+def _counts_steps(kernel: Callable, along: list[ast.Compare]) -> str:
+    """The variable of a loop over tl.cdiv(K, ...) steps that a comparison with K takes for elements; "" where there is none."""
+    for loop in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kernel)))):
+        if isinstance(loop, ast.For) and isinstance(loop.target, ast.Name) and "cdiv(K" in ast.unparse(loop.iter):
+            name = loop.target.id
+            if any(name in _names(node) and "*" not in ast.unparse(node) for node in along):
+                return name
+    return ""
 
 
 def _touched(access: tracing.Access, tensor: torch.Tensor) -> bool:

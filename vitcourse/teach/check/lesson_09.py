@@ -4,6 +4,7 @@ As in lesson 08, inputs in float32 have no more digits than tf32 holds, and on a
 for tf32. Scores far from zero are such that an error in all of a query's scores alike changes nothing.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -139,7 +140,7 @@ def merge_attention(function: Callable) -> Verdict:
         ("The second part was left out of l.", merged(right, total=lambda l1, l2, f1, f2: l1 * f1)),
     ]  # fmt: skip
     return judge_plain(
-        (lambda *case: function(*tensors(case))) if callable(function) else function,
+        functools.wraps(function)(lambda *case: function(*tensors(case))) if callable(function) else function,
         "merge_attention",
         cases,
         reference,

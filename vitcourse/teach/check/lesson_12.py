@@ -1,5 +1,6 @@
 """The checks of lesson 12: the layers of a transformer block, and what they move."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -500,6 +501,7 @@ def _judge_block(
     def unpacked(structure):
         return lambda x, *rest: structure(x, dict(zip(names, rest)), *rest[len(names) :])
 
+    @functools.wraps(function)
     def watched(x, *rest):
         watch.computed.clear()
         with watch:

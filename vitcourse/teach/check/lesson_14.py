@@ -68,7 +68,7 @@ def _judge(
             with tracing.time_limit(judge.SECONDS):
                 outcome.result = function(*arguments)
             if outcome.result is None or outcome.result is ...:
-                raise Wrong("Your function returned None.", "")
+                raise Wrong(judge.RETURNED_NONE, "")
             compare(case, arguments, outcome.result)
         except Wrong as wrong:
             outcome.wrong = wrong
@@ -83,7 +83,8 @@ def _judge(
             outcome.error = error
             outcome.wrong = Wrong(_describe(error), "")
     if all(_nothing(outcome) for outcome in outcomes):
-        return NOT_ATTEMPTED
+        stub = outcomes[0].error is not None or judge.is_stub(function)
+        return NOT_ATTEMPTED if stub else Verdict("wrong", judge.RETURNED_NONE, judge.END_WITH_A_RETURN)
     for outcome in outcomes:
         if outcome.wrong is not None:
             case, wrong = outcome.case, outcome.wrong
@@ -95,7 +96,7 @@ def _judge(
 def _nothing(outcome: _Outcome) -> bool:
     """Whether a stub may have answered so."""
     if outcome.error is not None:
-        return isinstance(outcome.error, NotImplementedError)
+        return judge._is_readers_own(outcome.error)
     return outcome.result is None or outcome.result is ...
 
 
@@ -1091,6 +1092,7 @@ def read_safetensors(function: Callable) -> Verdict:
     ]  # fmt: skip
     called: list[str] = []
 
+    @functools.wraps(function)
     def watched(path):
         called.clear()
         with _watched(function, called):

@@ -1,6 +1,7 @@
 """The checks of lesson 15: an error as one number, the first layer that is off, every layer's output, and planted faults."""
 
 import copy
+import functools
 import math
 import operator
 import re
@@ -61,7 +62,7 @@ def _unchanged(before: torch.Tensor, after: torch.Tensor) -> bool:
 def _relative_error(output: torch.Tensor, truth: torch.Tensor) -> float:
     output, truth = output.double().cpu(), truth.double().cpu()
     difference, size = (output - truth).norm().item(), truth.norm().item()
-    return difference / size if size > 0 else float("inf") if difference > 0 else 0.0
+    return difference / size if size > 0 else difference * float("inf") if difference else 0.0  # inf, or NaN for a NaN
 
 
 def _of_pair(formula: Callable, dtype: torch.dtype | None = torch.float64) -> Callable[[_Pair], float]:
@@ -149,6 +150,7 @@ def relative_error(function: Callable) -> Verdict:
         return NO_FUNCTION
     called = 0
 
+    @functools.wraps(function)
     def call(pair: _Pair) -> Any:
         nonlocal called
         called += 1
@@ -188,6 +190,12 @@ def relative_error(function: Callable) -> Verdict:
             _Pair("the output on the GPU, the truth on the CPU", torch.rand(4, device=runtime.DEVICE), torch.rand(4) + 1)
         )
     nothing = [0.0, 0.0]
+    small = [
+        _Pair("[1.0, 1.0] and [1.0, 1.0 + 1e-7] in float64", *torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-7]], dtype=torch.float64)),
+        _Pair("[1.0] and [1.0 + 1e-14] in float64", *torch.tensor([[1.0], [1.0 + 1e-14]], dtype=torch.float64)),
+        _Pair("[1e-20] and [2e-20] in float64", *torch.tensor([[1e-20], [2e-20]], dtype=torch.float64)),
+        _pair(nothing, [3.0, 4.0]),
+    ]
     special = [
         _pair([math.nan, 1.0], [2.0, 1.0]),
         _Pair("[1.0, 2.0, 3.0, nan], [1.0, 2.0, 3.0, 4.0]", torch.tensor([1.0, 2, 3, math.nan]), torch.tensor([1.0, 2, 3, 4])),
@@ -248,6 +256,20 @@ def relative_error(function: Callable) -> Verdict:
             f"The numbers were simple so far, and rounding did not show: {_CONVERT}.",
         ),
         (
+            small,
+            number,
+            [
+                (_DIVISOR, _of_pair(formula))
+                for tiny in (10.0**-power for power in range(9, 31))
+                for formula in (
+                    lambda o, t, tiny=tiny: (o - t).norm() / (t.norm() + tiny),
+                    lambda o, t, tiny=tiny: (o - t).norm() / t.norm().clamp(min=tiny),
+                )
+            ],
+            "Small errors and small truths count, and so does an output of zeros: nothing is rounded, nothing nearly equal is "
+            "taken for equal, and only a truth whose norm is exactly 0 has a branch of its own.",
+        ),
+        (
             special,
             number,
             [
@@ -264,10 +286,16 @@ def relative_error(function: Callable) -> Verdict:
             "A NaN in the output gives NaN. A truth of zeros gives infinity, or 0.0 where the output is zero as well. A small "
             "number added to the divisor gives neither.",
         ),
+        (
+            [_pair([math.nan, 0.0], nothing)],
+            number,
+            [],
+            "A NaN is a NaN beside a truth of zeros as well. Both difference > 0 and difference == 0 are false for it.",
+        ),
     ]  # fmt: skip
     tried = (
         "one element, vectors, matrices and three dimensions, one of them not contiguous; float16, bfloat16, float32 and types "
-        "mixed, numbers whose squares do not fit in them, a NaN, and a truth of zeros"
+        "mixed, numbers whose squares do not fit in them, small errors and small truths, a NaN, and a truth of zeros"
     )
     for pairs, normal, mistakes, fallback in stages:
 
@@ -420,6 +448,7 @@ def first_divergence(function: Callable) -> Verdict:
     answers: list[Any] = []
     nothing = object()
 
+    @functools.wraps(function)
     def call(rows: list[tuple], floor: float) -> Any:
         given = copy.deepcopy(rows)
         result = function(given, floor)
@@ -455,7 +484,9 @@ def first_divergence(function: Callable) -> Verdict:
         normal,
     )
     # A stub returns None everywhere; one that is wrong, somewhere.
-    return NOT_ATTEMPTED if len(answers) == len(cases) and not any(answer is not None for answer in answers) else verdict
+    if len(answers) < len(cases) or any(answer is not None for answer in answers):
+        return verdict
+    return NOT_ATTEMPTED if judging.is_stub(function) else Verdict("wrong", judging.RETURNED_NONE, judging.END_WITH_A_RETURN)
 
 
 # ---- Every layer's output ---------------------------------------------------------------------------------------------------
@@ -623,7 +654,7 @@ def _try_model(function: Callable, case: _Model, first: bool) -> None:
         grad_after = torch.is_grad_enabled()
         torch.set_grad_enabled(grad)
     calls = getattr(model, "calls", 1)
-    if first and raised is None and (result is None or result is ...) and not calls:
+    if first and raised is None and (result is None or result is ...) and not calls and judging.is_stub(function):
         raise NotAttempted
     if raised is not None and (not case.raises or not isinstance(raised, _Boom)):
         hint = _model_exception_hint(raised, model)

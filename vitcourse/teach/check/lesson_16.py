@@ -1,5 +1,6 @@
 """The checks of lesson 16: busy and idle time in a trace, an honest timer, a replayed graph, and a norm folded into a product."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def _called(function: Callable, *arguments, first: bool = False, hints: dict[str
         hint = next((hint for words, hint in (hints or {}).items() if words in str(error)), "")
         raise _answer_to(error, first, hint=hint) from None
     if result is None or result is ...:
-        if first and not getattr(counted, "calls", 0):
+        if first and not getattr(counted, "calls", 0) and judging.is_stub(function):
             raise NotAttempted
         raise Wrong("Your function returned nothing.", "Does every branch of it, and of a function within it, end in a return?")
     return result
@@ -153,6 +154,7 @@ def busy_and_idle(function: Callable) -> Verdict:
     Busy: at least one kernel ran. Idle: none did, between the first start and the last end. (0, 0) for no events.
     """
 
+    @functools.wraps(function)
     def call(events: Events) -> Any:
         given = list(events)
         try:
