@@ -723,11 +723,13 @@ def test_a_broken_kernel_is_seen(entry, tmp_path, monkeypatch):
 
 # What is no test of a kernel's values: of PyTorch's graph, of launches, of refusals; and what needs a GPU's memory.
 NOT_OF_VALUES = {
-    "test_results_may_be_changed_in_place",
+    "test_results_may_be_changed_in_place", "test_forward_mode_is_refused", "test_a_tensor_is_no_number",
+    "test_a_sum_that_alone_was_used_has_gradients_with_memory_of_their_own",
     "test_a_second_derivative_is_refused", "test_gradients_add_up_over_two_backward_passes",
     "test_an_operand_used_twice_gets_both_gradients", "test_nothing_is_computed_for_what_is_frozen",
     "test_one_tensor_is_kept_for_the_backward_pass", "test_past_two_to_the_31_elements", "test_vit_base_shapes",
     # of test_linear_gradients.py
+    "test_the_residuals_gradient_has_memory_of_its_own",
     "test_nothing_is_computed_for_the_side_of_bmm_that_is_frozen", "test_what_is_kept_for_the_backward_pass", "test_splits",
     "test_weight_gradient_is_the_same_every_time", "test_weight_and_bias_side_by_side", "test_autocast_with_a_float32_residual",
     "test_autocast_to_a_type_that_the_interpreter_has_not_is_refused",
