@@ -57,7 +57,7 @@ class ViTConfig:
     def __post_init__(self):
         for name, kinds in _KINDS.items():
             value = getattr(self, name)
-            if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            if not isinstance(value, kinds) or isinstance(value, bool):
                 raise TypeError(f"ViTConfig: {name} is {value!r}; a {'whole number' if kinds is int else 'number'} is accepted")
         self.image_size = tuple(self.image_size) if isinstance(self.image_size, list) else self.image_size
         self.patch_size = tuple(self.patch_size) if isinstance(self.patch_size, list) else self.patch_size

@@ -539,7 +539,7 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
                 )
             raise Wrong(where + line, "The store goes to the wrong tensor: it needs the output's pointer, not an input's.")
     if result is None or result is ...:
-        raise Wrong("Your function returned None.", "Something was computed and not handed back: end with `return output`.")
+        raise Wrong(RETURNED_NONE, "Something was computed and not handed back: end with `return output`.")
     parts = _tuple(result) if exercise.results else (result,)
     if exercise.results and (len(parts) != len(exercise.results) or not all(isinstance(one, torch.Tensor) for one in parts)):
         kinds = ", ".join("None" if one is None else type(one).__name__ for one in parts)
