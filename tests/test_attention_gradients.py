@@ -16,7 +16,7 @@ from hostile import LAYOUTS, on_gpu, tensor
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from test_gradients import Terms, check_gradients, differentiate
-from test_kernels import ATTENTION_BLOCKS, forced_config, head_sizes, heads, layouts, maybe_zero, seeds, sizes
+from test_kernels import ATTENTION_BLOCKS, far_apart, forced_config, head_sizes, heads, layouts, maybe_zero, seeds, sizes
 from tolerance import assert_close_to_float64, largest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -421,6 +421,10 @@ def test_autocast_rounds_operands_of_any_type(half):
 
 
 # ---- past 2^31 elements ----
+
+
+def test_neighbours_past_two_to_the_31_elements_apart():
+    check(*far_apart((1, 2, 3, 17), (1, 2, 5, 17), (1, 2, 5, 17)))
 
 
 @on_gpu

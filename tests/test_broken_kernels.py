@@ -307,7 +307,7 @@ PRODUCTS = [
      products.test_layouts, {"dtype": SINGLE, "layout": "contiguous"}),
     (LINEAR, "linear_kernel", "b_ptrs += first.to(tl.int64) * weight_column_stride", "b_ptrs += 0",
      products.test_layouts, {"dtype": HALF, "layout": "padded"}),
-    (LINEAR, "linear_kernel", "k[None, :] * input_column_stride", "k[None, :] * tl.minimum(input_column_stride, 11)",
+    (LINEAR, "linear_kernel", "k64[None, :] * input_column_stride", "k64[None, :] * tl.minimum(input_column_stride, 11)",
      products.test_linear_of_more_dimensions, {"dtype": SINGLE}),
     (LINEAR, "linear_kernel", "n[None, :] * weight_row_stride", "n[None, :]",
      products.test_gradients_that_come_from_a_sum_or_a_transpose, {"dtype": SINGLE}),
@@ -326,12 +326,12 @@ PRODUCTS = [
      products.test_a_gradient_that_is_no_number_stays_where_it_is, {"dtype": SINGLE}),
     (BMM, "bmm_kernel", "accumulator * scale", "accumulator", products.test_bmm_drawn,
      {"batch": 2, "M": 5, "N": 7, "K": 3, "at": DENSE[:3], "scale": 0.125, "seed": 0, "dtype": SINGLE}),
-    (BMM, "bmm_kernel", "b_ptrs += BLOCK_K * mat2_row_stride", "b_ptrs += BLOCK_K", products.test_bmm_small_blocks,
-     {"dtype": HALF}),
+    (BMM, "bmm_kernel", "b_ptrs += tl.cast(mat2_row_stride, tl.int64) * BLOCK_K", "b_ptrs += BLOCK_K",
+     products.test_bmm_small_blocks, {"dtype": HALF}),
     (BMM, "bmm_kernel", "n[None, :] * mat2_column_stride", "n[None, :]", products.test_bmm_with_one_side_frozen,
      {"dtype": SINGLE}),
     (BMM, "bmm_kernel", "k[None, :] < K - start", "k[None, :] <= K - start", products.test_bmm_small_blocks, {"dtype": SINGLE}),
-    (BMM, "bmm_kernel", "k[None, :] * input_column_stride", "k[None, :]", products.test_gradcheck, {"name": "bmm"}),
+    (BMM, "bmm_kernel", "k64[None, :] * input_column_stride", "k64[None, :]", products.test_gradcheck, {"name": "bmm"}),
 ]  # fmt: skip
 
 
@@ -739,7 +739,7 @@ NOT_OF_VALUES = {
 # Tests of functions whose kernels are not in the table, of PyTorch's settings and of refusals; and what needs a GPU's memory.
 OTHER_FUNCTIONS = (
     "linear", "bmm", "attention", "in_its_query", "patch_embed", "product", "refuse", "search", "past_two", "two_to_the",
-    "65535", "vit_base", "ordinary", "public", "pytorchs_setting", "sums_are_kept",
+    "65535", "vit_base", "ordinary", "public", "pytorchs_setting", "sums_are_kept", "infinity",
 )  # fmt: skip
 
 
@@ -768,7 +768,8 @@ NOT_OF_ATTENTIONS_VALUES = {
     "test_a_nan_stays_in_its_query_of_the_gradient", "test_a_result_can_be_changed_in_place",
     "test_a_second_derivative_is_refused", "test_autocast_rounds_operands_of_any_type",
     "test_float32_products_follow_pytorchs_setting", "test_gradients_add_up_over_two_backward_passes",
-    "test_gradients_lie_as_tokens", "test_keys_are_left_alone_when_only_queries_learn", "test_past_two_to_the_31_elements",
+    "test_gradients_lie_as_tokens", "test_keys_are_left_alone_when_only_queries_learn",
+    "test_neighbours_past_two_to_the_31_elements_apart", "test_past_two_to_the_31_elements",
     "test_the_result_is_the_one_without_gradients", "test_the_same_gradient_to_the_bit", "test_vit_base_shapes",
     "test_what_is_kept_for_the_backward_pass", "test_zero_size",
 }  # fmt: skip

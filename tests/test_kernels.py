@@ -675,6 +675,32 @@ def test_columns_past_two_to_the_31_elements_apart():
     check_in_pieces(call(kernels.layer_norm, x.t(), (8_000,)), normalize, normalize, x.t())
 
 
+def far_apart(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Tensors whose elements along the last axis lie 2^27 + 8 apart, so that the 17th is 2^31 elements from the first.
+
+    All of them in one memory of 4.6 GB, of which a CPU takes only what is touched.
+    """
+    stride = 2**27 + 8
+    memory = torch.empty((max(shape[-1] for shape in shapes) * stride,), dtype=torch.float16, device=runtime.DEVICE)
+    views, first = [], 0
+    for shape in shapes:
+        rows = torch.empty(shape[:-1], device="meta").stride()
+        views.append(memory.as_strided(shape, (*rows, stride), first).normal_())
+        first += math.prod(shape[:-1])
+    return views
+
+
+def test_products_of_neighbours_past_two_to_the_31_elements_apart():
+    x, weight = far_apart((2, 17), (3, 17))
+    check_linear(x, weight)
+    with forced_config(LINEAR, runtime.Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "GROUP_M": 8}, num_stages=2)):
+        check_linear(x, weight)  # one step along K is past it
+    check_bmm(x[None], weight.t()[None])
+    with forced_config(BMM, runtime.Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}, num_stages=2)):
+        check_bmm(x[None], weight.t()[None])
+    check_attention(*far_apart((1, 2, 3, 17), (1, 2, 5, 17), (1, 2, 5, 17)))
+
+
 @on_gpu
 def test_more_than_65535_heads_and_batches(dtype):
     check_bmm(tensor((70_000, 3, 5), dtype), tensor((70_000, 5, 2), dtype, seed=1))
@@ -836,6 +862,15 @@ def test_attention_with_large_scores(dtype):
     query, key, value = (tensor((1, 2, 50, 8), dtype, seed=i, scale=s) for i, s in enumerate((60.0, 60.0, 1.0)))
     check_attention(query, key, value)
     check_attention(query, key, value, is_causal=True)
+
+
+@pytest.mark.parametrize("hidden", [range(20), range(16, 32), range(1, 40)], ids=str)
+def test_keys_that_score_minus_infinity_count_for_nothing(dtype, hidden):
+    query, key, value = (tensor((1, 2, 40, 8), dtype, seed=i) for i in range(3))
+    key[:, :, hidden] = -INF
+    config = runtime.Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_D": 16, "BLOCK_V": 16}, 4, 1)
+    with forced_config(ATTENTION, config):
+        check_attention(query.abs(), key, value)
 
 
 def test_sums_are_kept_in_float32():

@@ -68,14 +68,15 @@ def attention_kernel(
     d = tl.arange(0, BLOCK_D)
     v = tl.arange(0, BLOCK_V)
     m_mask = m < queries
-    m64 = m.to(tl.int64)
+    m64, d64, v64 = m.to(tl.int64), d.to(tl.int64), v.to(tl.int64)
     q_mask = m_mask[:, None] & (d < head_size)[None, :]
-    q = tl.load(query_ptr + m64[:, None] * query_row_stride + d[None, :] * query_column_stride, mask=q_mask, other=0.0)
+    q = tl.load(query_ptr + m64[:, None] * query_row_stride + d64[None, :] * query_column_stride, mask=q_mask, other=0.0)
 
     # Exponentials to base 2 are one instruction; log2(e) goes into the scale. It is above 0 here: the largest score is then
     # the largest scaled one, so only that is scaled by itself, and for all others scaling and subtracting are one instruction.
     base2_scale = scale * 1.4426950408889634
-    maximum = tl.full((BLOCK_M,), -float("inf"), tl.float32)
+    # The lowest float32 and not -inf, which a whole block of scores may be: -inf less -inf would be NaN.
+    maximum = tl.full((BLOCK_M,), -3.4028234663852886e38, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     accumulator = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     last = keys
@@ -85,7 +86,7 @@ def attention_kernel(
         column = start + n
         rows = column.to(tl.int64)
         k_mask = (column < keys)[None, :] & (d < head_size)[:, None]
-        k = tl.load(key_ptr + rows[None, :] * key_row_stride + d[:, None] * key_column_stride, mask=k_mask, other=0.0)
+        k = tl.load(key_ptr + rows[None, :] * key_row_stride + d64[:, None] * key_column_stride, mask=k_mask, other=0.0)
         scores = tl.dot(q, k, input_precision=PRECISION)
         # A key past the end scores 0 after its masked load, and exp(0) is 1: it has to be -inf to count for nothing.
         visible = (column < keys)[None, :]
@@ -97,7 +98,8 @@ def attention_kernel(
         correction = tl.exp2(maximum - larger)
         total = total * correction + tl.sum(p, axis=1)
         v_mask = (column < keys)[:, None] & (v < value_size)[None, :]
-        values = tl.load(value_ptr + rows[:, None] * value_row_stride + v[None, :] * value_column_stride, mask=v_mask, other=0.0)
+        value_ptrs = value_ptr + rows[:, None] * value_row_stride + v64[None, :] * value_column_stride
+        values = tl.load(value_ptrs, mask=v_mask, other=0.0)
         accumulator = tl.dot(p.to(values.dtype), values, accumulator * correction[:, None], input_precision=PRECISION)
         maximum = larger
 
@@ -117,7 +119,7 @@ def load_rows(
     ptr += tl.cast(first, tl.int64) * row_stride
     row = tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    ptrs = ptr + (row.to(tl.int64)[:, None] * row_stride + column[None, :] * column_stride)
+    ptrs = ptr + (row.to(tl.int64)[:, None] * row_stride + column[None, :].to(tl.int64) * column_stride)
     if ROWS_FIT and FITS:
         return tl.load(ptrs)
     elif ROWS_FIT:

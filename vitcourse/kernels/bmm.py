@@ -38,15 +38,16 @@ def bmm_kernel(
     m = (tile // tiles_n).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tile % tiles_n).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    a_ptrs = input_ptr + batch * input_batch_stride + m[:, None] * input_row_stride + k[None, :] * input_column_stride
-    b_ptrs = mat2_ptr + batch * mat2_batch_stride + k[:, None] * mat2_row_stride + n[None, :] * mat2_column_stride
+    k64 = k.to(tl.int64)
+    a_ptrs = input_ptr + batch * input_batch_stride + m[:, None] * input_row_stride + k64[None, :] * input_column_stride
+    b_ptrs = mat2_ptr + batch * mat2_batch_stride + k64[:, None] * mat2_row_stride + n[None, :] * mat2_column_stride
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
         a = tl.load(a_ptrs, mask=(m[:, None] < M) & (k[None, :] < K - start), other=0.0)
         b = tl.load(b_ptrs, mask=(k[:, None] < K - start) & (n[None, :] < N), other=0.0)
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
-        a_ptrs += BLOCK_K * input_column_stride
-        b_ptrs += BLOCK_K * mat2_row_stride
+        a_ptrs += tl.cast(input_column_stride, tl.int64) * BLOCK_K
+        b_ptrs += tl.cast(mat2_row_stride, tl.int64) * BLOCK_K
     output_ptrs = output_ptr + batch * M * N + m[:, None] * N + n[None, :]
     tl.store(output_ptrs, accumulator * scale, mask=(m < M)[:, None] & (n < N)[None, :])
 

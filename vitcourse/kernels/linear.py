@@ -111,8 +111,9 @@ def linear_kernel(
                 b = weight.load([tile_n * BLOCK_N, start]).T
             accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
     else:
-        a_ptrs = input + m[:, None] * input_row_stride + k[None, :] * input_column_stride
-        b_ptrs = weight + n[None, :] * weight_row_stride + k[:, None] * weight_column_stride
+        k64 = k.to(tl.int64)  # columns of a transposed matrix may lie far apart
+        a_ptrs = input + m[:, None] * input_row_stride + k64[None, :] * input_column_stride
+        b_ptrs = weight + n[None, :] * weight_row_stride + k64[:, None] * weight_column_stride
         if SPLIT:
             a_ptrs += first.to(tl.int64) * input_column_stride
             b_ptrs += first.to(tl.int64) * weight_column_stride
@@ -125,8 +126,8 @@ def linear_kernel(
             a = tl.load(a_ptrs, mask=a_mask, other=0.0)
             b = tl.load(b_ptrs, mask=b_mask, other=0.0)
             accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
-            a_ptrs += BLOCK_K * input_column_stride
-            b_ptrs += BLOCK_K * weight_column_stride
+            a_ptrs += tl.cast(input_column_stride, tl.int64) * BLOCK_K
+            b_ptrs += tl.cast(weight_column_stride, tl.int64) * BLOCK_K
 
     if HAS_BIAS:
         accumulator += bias.to(tl.float32)[None, :]
