@@ -22,9 +22,8 @@ help: ## list the targets
 run: .venv/installed ## classify images with our kernels, compare every layer with Hugging Face (MODEL=... IMAGE=...)
 	@$(BIN)/python -m vitcourse run $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE),--image "$(IMAGE)")
 
-test: lint ## lint, tests/, and every notebook, on the GPU or in Triton's interpreter (WORKERS=2)
+test: lint ## lint, and tests/ with every notebook, on the GPU or in Triton's interpreter (WORKERS=2)
 	$(PYTEST) --dist worksteal tests
-	$(PYTEST) --dist loadfile --nbval-lax $(NOTEBOOKS)
 
 lab: .venv/installed ## open JupyterLab at the first lesson
 	$(BIN)/jupyter lab $(firstword $(NOTEBOOKS))

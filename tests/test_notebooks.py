@@ -1,12 +1,14 @@
-"""The lessons: how they are stored, where their links lead, and that every published solution is accepted.
+"""The lessons: how they are stored, where their links lead, that they show what is stored, and accept every published solution.
 
-nbval runs them as they are shipped (`make test`); here each is run with its solutions in place of its stubs. Further down,
-small notebooks with one thing wrong each show that the recorder and its list of problems see it.
+Each is run as it is shipped, by nbval, and with its solutions in place of its stubs. Further down, small notebooks with one
+thing wrong each show that nbval, the recorder and its list of problems see it.
 """
 
 import copy
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -41,8 +43,21 @@ def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
 
 
 @each_notebook
+def test_every_cell_shows_what_is_stored(path: Path) -> None:
+    assert_shows_what_is_stored(path)
+
+
+@each_notebook
 def test_every_solution_is_right(path: Path, tmp_path: Path) -> None:
     assert_solved(record.read(path), beside_the_package(tmp_path))
+
+
+def assert_shows_what_is_stored(path: Path) -> None:
+    """Run the notebook by nbval in a process of its own, one notebook a test: so all tests share the workers of one run."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--nbval-lax", path.name]
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = subprocess.run(command, cwd=path.parent, env=outside, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
 
 
 def broken_links(notebook: NotebookNode, folder: Path) -> list[str]:
@@ -172,6 +187,18 @@ def test_a_wrong_solution_and_a_changed_output_are_seen(recorded: NotebookNode, 
     with pytest.raises(AssertionError) as caught:
         assert_solved(wrong, tmp_path)
     assert "solution of double is refused: Wrong" in str(caught.value) and "'1\\n3\\n3\\n'" in str(caught.value)
+
+
+def test_nbval_sees_an_output_that_changed_and_a_cell_that_fails(recorded: NotebookNode, tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(recorded, path)
+    assert_shows_what_is_stored(path)
+    for number, change in ((1, {"outputs": [new_output("stream", text="1\n3\n3\n")]}), (3, {"source": "nowhere"})):
+        wrong = copy.deepcopy(recorded)
+        wrong.cells[number].update(change)
+        nbformat.write(wrong, path)
+        with pytest.raises(AssertionError, match="[12] failed"):
+            assert_shows_what_is_stored(path)
 
 
 @pytest.mark.parametrize(
