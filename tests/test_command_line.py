@@ -369,6 +369,8 @@ def test_bfloat16_in_the_interpreter_is_refused(run, digits: list[str], command:
         ["classify", "x.png", "--batch-size", "-1"],
         ["classify", "x.png", "--batch-size", "many"],
         ["classify", "x.png", "--dtype", "float8"],
+        ["verify", "--seed", "-1"],
+        ["verify", "--seed", str(2**64)],
         ["paint"],
         ["--nonsense"],
     ],

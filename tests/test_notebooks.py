@@ -197,7 +197,7 @@ def test_nbval_sees_an_output_that_changed_and_a_cell_that_fails(recorded: Noteb
         wrong = copy.deepcopy(recorded)
         wrong.cells[number].update(change)
         nbformat.write(wrong, path)
-        with pytest.raises(AssertionError, match="[12] failed"):
+        with pytest.raises(AssertionError, match=r"[12] failed"):
             assert_shows_what_is_stored(path)
 
 

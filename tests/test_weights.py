@@ -106,6 +106,23 @@ def test_labels_survive(tmp_path: Path) -> None:
     assert theirs.config.id2label == config.id2label and theirs.config.label2id["zéro"] == 0
 
 
+def test_a_parameter_in_two_places_is_saved_in_both(folder: Path, tmp_path: Path) -> None:
+    model = ViT.from_pretrained(folder)
+    first, second = model.blocks[:2]
+    second.norm1.weight, second.attention.qkv.weight = first.norm1.weight, first.attention.qkv.weight
+    model.save_pretrained(tmp_path / "saved")
+    assert same_state(model, ViT.from_pretrained(tmp_path / "saved"))
+
+
+def test_a_file_that_may_not_be_opened_is_told_from_a_damaged_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(weights, "safe_open", refuse)
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read: .*Permission denied"):
+        ViT.from_pretrained(folder)
+
+
 def test_the_newer_names_load_equally(kind: str, tmp_path: Path) -> None:
     """What transformers 5 calls its modules, written to a file as it is."""
     theirs = hugging_face(5, **KINDS[kind][0])

@@ -454,6 +454,7 @@ WRONG = {
         *((without_alpha(answer), pattern) for answer, pattern in SHARED),
         (without_alpha(mistaken("drops y")), "The result is x: y was never added"),
         (without_alpha(mistaken("times")), r"x \* y"),
+        (lambda x, y: launch(MISTAKE="")(1.0, x, y).to_sparse(), "is a sparse_coo tensor"),
         (lambda x: x, "(?s)TypeError.*arguments"),
         (3, "not a function"),
     ],

@@ -316,11 +316,11 @@ def product(mistake="", size=None, grid=lambda M, N, cdiv: (cdiv(M), cdiv(N)), o
     return function
 
 
-def masked(kernel):
+def masked(kernel, tile=32):
     def function(a, b):
         (M, K), N = a.shape, b.shape[1]
         c = new(a, b)
-        kernel[(triton.cdiv(M, 32), triton.cdiv(N, 32))](a, b, c, M, N, K, *a.stride(), *b.stride(), **blocks())
+        kernel[(triton.cdiv(M, tile), triton.cdiv(N, tile))](a, b, c, M, N, K, *a.stride(), *b.stride(), **blocks())
         return c
 
     return function
@@ -358,6 +358,40 @@ def not_contiguous(a, b):
 def twice(a, b):
     product()(a, b)
     return product()(a, b)
+
+
+@triton.jit
+def standing_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, a_row_stride, a_column_stride, b_row_stride, b_column_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    a_ptrs = a_ptr + m[:, None] * a_row_stride + k[None, :] * a_column_stride
+    b_ptrs = b_ptr + k[:, None] * b_row_stride + n[None, :] * b_column_stride
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    start = 0
+    while start < K:
+        a = tl.load(a_ptrs, mask=(m[:, None] < M) & (k[None, :] < K - start), other=0.0)
+        b = tl.load(b_ptrs, mask=(k[:, None] < K - start) & (n[None, :] < N), other=0.0)
+        accumulator = tl.dot(a, b, accumulator)
+        a_ptrs += BLOCK_K * a_column_stride
+        b_ptrs += BLOCK_K * b_row_stride
+    tl.store(c_ptr + m[:, None] * N + n[None, :], accumulator, mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+@triton.jit
+def element_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, a_row_stride, a_column_stride, b_row_stride, b_column_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    m, n = tl.program_id(0), tl.program_id(1)
+    total = 0.0
+    for k in range(0, K):
+        a = tl.load(a_ptr + m * a_row_stride + k * a_column_stride).to(tl.float32)
+        total += a * tl.load(b_ptr + k * b_row_stride + n * b_column_stride).to(tl.float32)
+    tl.store(c_ptr + m * N + n, total)
 
 
 # ---- persistent_matmul ---------------------------------------------------------------------------------------------------
@@ -430,6 +464,34 @@ def walking_kernel(
             tl.atomic_add(c_ptr + m[:, None] * N + n[None, :], accumulator.to(c_ptr.dtype.element_ty), mask=inside)
         else:
             tl.store(c_ptr + m[:, None] * N + n[None, :], accumulator, mask=inside)
+
+
+@triton.jit
+def last_tile_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, a_row_stride, a_column_stride, b_row_stride, b_column_stride,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    for tile in range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * tiles_n, tl.num_programs(0)):
+        m = tile // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
+        n = tile % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for start in range(0, K, BLOCK_K):
+            a_ptrs = a_ptr + m[:, None] * a_row_stride + (start + k)[None, :] * a_column_stride
+            b_ptrs = b_ptr + (start + k)[:, None] * b_row_stride + n[None, :] * b_column_stride
+            a = tl.load(a_ptrs, mask=(m[:, None] < M) & (k[None, :] < K - start), other=0.0)
+            b = tl.load(b_ptrs, mask=(k[:, None] < K - start) & (n[None, :] < N), other=0.0)
+            accumulator = tl.dot(a, b, accumulator)
+    tl.store(c_ptr + m[:, None] * N + n[None, :], accumulator, mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+def last_tile_only(a, b, programs):
+    (M, K), N = a.shape, b.shape[1]
+    c = new(a, b)
+    tiles = triton.cdiv(M, 32) * triton.cdiv(N, 32)
+    last_tile_kernel[(min(programs, tiles),)](a, b, c, M, N, K, *a.stride(), *b.stride(), **blocks())
+    return c
 
 
 def as_asked(tiles, programs):
@@ -589,6 +651,8 @@ WRONG = {
         (product("stores in the loop"), "(?s)stored more than once.*after the loop along K"),
         (product(output=lambda a, b: new(a, b, torch.float32)), "(?s)in float16.*wrong type: float32"),
         (product(output=lambda a, b: new(b.T, a.T)), r"has shape \(4, 3\), and \(3, 4\)"),
+        (masked(standing_kernel), r"(?s)\(3, 5\) @ \(5, 4\) .*nothing in it changes start"),
+        (masked(element_kernel, tile=1), r"(?s)\(40, 70\) @ \(70, 100\) .*not one element"),
         (of_copies, "(?s)a transposed, b contiguous.*does not read a itself.*copied"),
         (of_a_copy_of_b, "(?s)a contiguous, b transposed.*does not read b itself.*copied"),
         (not_contiguous, r"(?s)\(3, 5\) @ \(5, 4\) .*not contiguous"),
@@ -611,6 +675,7 @@ WRONG = {
         (lambda M, N, K, bm, bn: 2 * (2 * M * N * K + M * N), "Without tiles"),
         (lambda M, N, K, bm, bn: 2 * M * N * K, "Those are operations"),
         (lambda M, N, K, bm, bn: (M, N), "returned a tuple"),
+        (lambda M, N, K, bm, bn: 10**400, "an integer of more than 300 digits"),
     ],
     "persistent_matmul": [
         (walking(launched=lambda tiles, programs: tiles), r"(?s)by 3 programs .*8 programs were launched, and 3 were asked for"),
@@ -619,6 +684,7 @@ WRONG = {
         (walking("accumulator once"), r"(?s)\(40, 70\) @ \(70, 100\) by 3 .*start anew for every tile"),
         (walking("a's pointers once"), r"(?s)\(40, 70\) @ \(70, 100\) by 3 .*start anew for every tile"),
         (walking("one tile a program"), r"(?s)by 3 .*never stored.*Every program does one tile and ends"),
+        (last_tile_only, "(?s)by 3 .*never stored.*The store stands behind the loop over the tiles"),
         (walking("a step of 1"), "(?s)by 3 .*Several programs do the same tile"),
         (walking("tiles_m for tiles_n"), r"(?s)by 3 .*never stored.*tile // tiles_n down"),
         (walking("tile indices swapped"), r"(?s)by 3 .*never stored.*tile // tiles_n down"),

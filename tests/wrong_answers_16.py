@@ -270,7 +270,12 @@ def recorded(static="clone", fill="copy", give="clone", order=("fill", "replay")
                     tensor = x
                 elif fill == "add":
                     tensor.add_(x)
+                elif fill == "data":
+                    tensor.data = x.data
+                elif fill == "set":
+                    tensor.set_(x)
             results = {"clone": output.clone, "early": lambda: early, "half": lambda: output[:1].clone(), "none": lambda: None}
+            results["double"] = output.double
             return results.get(give, lambda: output)()
 
         return call
@@ -471,6 +476,9 @@ WRONG = {
         (graphed_in_inference_mode, "inference tensor.*no_grad"),
         (never_recorded, "RuntimeError: Recording.replay: nothing was recorded.*inside of `with recording:`"),
         (recorded(give="half"), r"first call's result.*Its shape is \(1, 4\), and the model gives \(2, 4\)"),
+        (recorded(give="double"), "first call's result.*It is float64, and the model gives float32"),
+        (recorded(fill="data"), "lies at another address.*static.copy_"),
+        (recorded(fill="set"), "lies at another address.*static.copy_"),
         (recorded(give="none"), "returned nothing.*return"),
         (lambda model, example: model(example), "returned a Tensor.*Return a function"),
         (_raises, "ZeroDivisionError"),

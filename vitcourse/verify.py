@@ -206,6 +206,13 @@ def format_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text}: 0 to 2^63 - 1 is accepted")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from .classify import DEFAULT_MODEL
 
@@ -215,7 +222,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", help="compare on this picture instead of on random pixels")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--parts", action="store_true", help="a row for each part of a block, not for the whole of it")
-    parser.add_argument("--seed", type=int, default=0, help="of the random pixels")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the random pixels")
 
 
 def run(arguments: argparse.Namespace) -> int:

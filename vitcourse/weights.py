@@ -124,7 +124,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         try:
             with safe_open(file, "pt") as handle:
                 tensors.update({name: handle.get_tensor(name) for name in handle.keys()})
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error}") from error
+        except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged or no safetensors file: {error}") from error
     return tensors
 
@@ -211,13 +213,19 @@ def load(name_or_path: str | Path) -> ViT:
 
 
 def state_dict_for_files(model: ViT) -> dict[str, torch.Tensor]:
-    """The model's tensors under the names that the hub's files use, queries, keys and values apart."""
-    tensors = {}
+    """The model's tensors under the names that the hub's files use, queries, keys and values apart.
+
+    A parameter that stands in two places comes out as two tensors: a file of this kind knows no sharing.
+    """
+    tensors, places = {}, set()
     for name, tensor in model.state_dict().items():
         sources = _sources(name, model.distillation_classifier is not None)
         for source, part in zip(sources, tensor.chunk(len(sources))):
             outside = model.classifier is None or source.startswith(CLASSIFIERS)
-            tensors[source if outside else f"{model.config.model_type}.{source}"] = part.detach().cpu().contiguous()
+            part = part.detach().cpu().contiguous()
+            part = part.clone() if part.data_ptr() in places else part
+            places.add(part.data_ptr())
+            tensors[source if outside else f"{model.config.model_type}.{source}"] = part
     return tensors
 
 

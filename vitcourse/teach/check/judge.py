@@ -70,8 +70,9 @@ class Verdict:
         }
         opening = openings[self.status]
         text = f"{opening} {self.message}" + (f"\nHint: {self.hint}" if self.hint else "")
-        # As wide as a notebook's page; a line of code stays as it is.
-        lines = [line if "`" in line else textwrap.fill(line, 96, break_long_words=False) for line in text.splitlines()]
+        # As wide as a notebook's page; a line of the reader's code stays as it is.
+        code = ("The line: `", "Your code raised ")
+        lines = [line if line.startswith(code) else textwrap.fill(line, 96, break_long_words=False) for line in text.splitlines()]
         return "\n".join(lines)
 
     def __bool__(self) -> bool:
@@ -178,6 +179,13 @@ def _is_readers_own(error: BaseException) -> bool:
 def _answer_to(error: BaseException, first: bool, device: str = "cpu", hint: str = "") -> Exception:
     """What to raise where the reader's function raised `error`, in the first case or a later one. hint: in place of the usual."""
     if isinstance(error, tracing.TookTooLong):
+        accesses = error.trace.accesses if hasattr(error, "trace") else []
+        programs = [(access.launch, access.program) for access in accesses]
+        if accesses and 2 * programs.count(programs[-1]) < len(programs):  # in an endless loop it is one that makes nearly all
+            return Wrong(
+                f"Your function was stopped: {len(set(programs)):,} programs had loaded and stored {len(programs):,} times.",
+                "That is far more than this case needs. A program takes a block or a tile, tl.arange, and not one element.",
+            )
         return Wrong(
             "Your function did not finish and was stopped.",
             "A loop does not end: does its variable move on in each turn, and does the condition become false?",
@@ -276,6 +284,8 @@ def _same(answer: Any, expected: Any) -> bool:
 def number(value: Any) -> float | int:
     if isinstance(value, (torch.Tensor, np.generic)) and np.ndim(value) == 0:
         value = value.item()
+    if isinstance(value, int) and value.bit_length() > 1000:  # past any float, and a verdict is no place for its digits
+        raise Wrong("Your function returned an integer of more than 300 digits.", "Which factor is in it too often?")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Wrong(f"Your function returned a {type(value).__name__} where a number belongs.", "Return a plain number.")
     return value
@@ -550,6 +560,10 @@ def _check_kind(result, trace, arguments, tensors, exercise, device) -> None:
         )
     if not all(isinstance(one, torch.Tensor) for one in parts):
         raise Wrong(f"Your function returned a {type(result).__name__}.", "Return one tensor: the output.")
+    for part, one in enumerate(parts):
+        if one.layout != torch.strided or one.is_quantized:
+            kind = "quantized" if one.is_quantized else str(one.layout).removeprefix("torch.")
+            raise Wrong(f"{_called(exercise, part)} is a {kind} tensor.", "Return a plain one: torch.empty_like(x).")
     first = next(iter(tensors.values()))
     wanted = _tuple(exercise.reference(*_each(arguments, lambda tensor: tensor)))
     for part, one in enumerate(parts):

@@ -361,6 +361,8 @@ def product_outside(first: str, second: str, places: dict[str, str]) -> Callable
                 "This program has stored a tile, and the next one begins: pointers, offsets and accumulator start anew for every "
                 "tile, inside the loop over the tiles."
             )
+        if counter := _never_moves(error.trace.launches[-1].function):
+            return f"The loop asks for {counter} in each turn, and nothing in it changes {counter}: it moves on by BLOCK_K."
         mask = _mask_of(error.trace.launches[-1].function, error.source)
         if error.kind != "load":
             if mask is None:
@@ -409,6 +411,24 @@ def _counts_steps(kernel: Callable, along: list[ast.Compare]) -> str:
             if any(name in _names(node) and "*" not in ast.unparse(node) for node in along):
                 return name
     return ""
+
+
+def _never_moves(kernel: Callable) -> str:
+    """The variable of a `while` that the loop's body leaves as it is; "" where there is none."""
+    for loop in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kernel)))):
+        if isinstance(loop, ast.While) and isinstance(loop.test, ast.Compare) and isinstance(loop.test.left, ast.Name):
+            names = [node for part in loop.body for node in ast.walk(part) if isinstance(node, ast.Name)]
+            if loop.test.left.id not in {name.id for name in names if isinstance(name.ctx, ast.Store)}:
+                return loop.test.left.id
+    return ""
+
+
+def _stores_behind_its_loops(kernel: Callable) -> bool:
+    """Whether a kernel has a loop around another, and no store inside of the outer one."""
+    for loop in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kernel)))):
+        if isinstance(loop, (ast.For, ast.While)) and any(isinstance(part, (ast.For, ast.While)) for part in loop.body):
+            return "tl.store" not in ast.unparse(loop)
+    return False
 
 
 def _touched(access: tracing.Access, tensor: torch.Tensor) -> bool:
@@ -581,6 +601,11 @@ def _missing_tiles(attempt: Attempt) -> str:
         return (
             "Some tiles are stored twice, or lie past the end of c, and others never: there are tiles_n in a row of tiles, so a "
             "tile is number tile // tiles_n down and number tile % tiles_n across."
+        )
+    if len(stores) == len({access.program for access in stores}) and _stores_behind_its_loops(launch.function):
+        return (
+            "The store stands behind the loop over the tiles, so each program stores its last tile only: it belongs inside, "
+            "after the loop along K."
         )
     if len(stores) == len({access.program for access in stores}):
         return (

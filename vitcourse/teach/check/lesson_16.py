@@ -333,12 +333,12 @@ def time_model(function: Callable) -> Verdict:
 
 
 class _Layers(torch.nn.Module):
-    """Two layers. calls: how often it ran; recordings: those under which it did."""
+    """Two layers. calls: how often it ran; recordings: those under which it did; recorded: the input then, and its address."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second = (torch.nn.Parameter(draw(12, torch.float32).view(4, 3), False) for _ in range(2))
-        self.calls, self.recordings = 0, []
+        self.calls, self.recordings, self.recorded = 0, [], []
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(x @ self.first) @ self.second.T
@@ -347,6 +347,7 @@ class _Layers(torch.nn.Module):
         self.calls += 1
         if isinstance(mode := _get_current_dispatch_mode(), simulated.Recording):
             self.recordings.append(mode)
+            self.recorded.append((x, x.data_ptr()))
         return self.compute(x)
 
 
@@ -361,7 +362,8 @@ def graphed(function: Callable) -> Verdict:
 
 
 def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one.cpu().double(), other.double(), rtol=1e-5, atol=1e-6)
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and torch.allclose(one.cpu().double(), other.double(), rtol=1e-5, atol=1e-6)
 
 
 _RECORDING_HINTS = {
@@ -384,6 +386,9 @@ def _try_graphs(function: Callable) -> None:
             raise Wrong(f"call(x) returned a {type(results[-1]).__name__}.", "Return what the model gave, a tensor.")
         kept.append(results[-1].detach().clone())
         passes.append(model.calls)
+    if any(x.data_ptr() != address for x, address in model.recorded):
+        hint = "A graph reads the address that it was recorded with: write x there, static.copy_(x). .data and set_ go elsewhere."
+        raise Wrong("The recorded input lies at another address than when it was recorded.", hint)
     _compare(kept, [model.compute(x) for x in inputs], model.compute(example), model)
     if any(not torch.equal(result, then) for result, then in zip(results, kept)):
         hint = "Every replay writes to the same tensors: hand out a copy of the output, clone(), made after the replay."
@@ -426,6 +431,8 @@ def _compare(kept: list[torch.Tensor], truths: list[torch.Tensor], stale: torch.
     hint = "In each call: copy x into the recorded input, replay, and return a copy of the recorded output."
     if kept[index].shape != truths[index].shape:
         hint = f"Its shape is {tuple(kept[index].shape)}, and the model gives {tuple(truths[index].shape)}."
+    elif kept[index].dtype != truths[index].dtype:
+        hint = f"It is {type_name(kept[index].dtype)}, and the model gives {type_name(truths[index].dtype)}: return a plain copy."
     elif all(_near(result, stale) for result in kept):
         message += " It is the one for the example."
         results = [leaf for recording in model.recordings for *_, result in recording.calls for leaf in tree_leaves(result)]
