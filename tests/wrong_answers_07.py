@@ -67,6 +67,8 @@ def layer_kernel(
         z = tl.maximum(z, 0.0)
     if MISTAKE == "stored transposed":
         tl.store(output_ptr + m[:, None] + n[None, :] * M, z, mask=(m < M)[:, None] & (n < N)[None, :])
+    elif MISTAKE == "positive ones stored":
+        tl.store(output_ptr + m[:, None] * N + n[None, :], z, mask=(m < M)[:, None] & (n < N)[None, :] & (z > 0))
     else:
         tl.store(output_ptr + m[:, None] * N + n[None, :], z, mask=(m < M)[:, None] & (n < N)[None, :])
 
@@ -408,6 +410,7 @@ WRONG = {
     "linear": [
         (layer("relu first"), r"(?s)x \(3, 5\), weight \(4, 5\) in float32.*relu comes after bias"),
         (layer("no relu"), r"(?s)x \(3, 5\).*relu was left out"),
+        (layer("positive ones stored"), r"(?s)x \(3, 5\).*never stored.*Where the result is 0 nothing was stored"),
         (layer("bare product"), r"(?s)x \(3, 5\).*bare product"),
         (layer("bias left out"), "bias was left out"),
         (layer("bias subtracted"), "bias was subtracted"),

@@ -111,6 +111,8 @@ def attention_blocks(
             scores = scores.to(tl.float16).to(tl.float32)
         if MISTAKE == "other than -inf":
             scores = tl.where(inside[None, :], scores, 0.0)
+        elif MISTAKE == "keys up to queries":
+            scores = tl.where((n < queries)[None, :], scores, -float("inf"))
         elif MISTAKE != "keys past the end" and MISTAKE != "0 after exp":
             scores = tl.where(inside[None, :], scores, -float("inf"))
         new = tl.maximum(maximum, tl.max(scores, axis=1))
@@ -457,6 +459,7 @@ WRONG = {
         (attend("keys past the end"), "(?s)3 queries and 5 keys.*Keys past the end count"),
         (attend("keys past the end", block_n=next_power), "(?s)3 queries and 5 keys.*Keys past the end count"),
         (attend("keys past the end", block_n=lambda keys: 128), "(?s)3 queries and 5 keys.*Keys past the end count"),
+        (attend("keys up to queries"), "(?s)3 queries and 5 keys.*by the number of queries"),
         (attend("other than -inf"), "Keys past the end count"),
         (attend("0 after exp"), "(?s)far below zero.*maximum starts at -inf"),
         (attend("maximum from 0"), "(?s)far below zero.*maximum starts at -inf"),

@@ -273,6 +273,8 @@ def embed_kernel(
         total += tl.load(position_ptr + (image * tokens + token) * hidden + column, mask=inside_position, other=0.0)
     elif MISTAKE == "position of the patch":
         total += tl.load(position_ptr + patch * hidden + column, mask=inside & (token > 0), other=0.0)
+    elif MISTAKE == "position before the first":
+        total += tl.load(position_ptr + patch * hidden + column, mask=inside, other=0.0)
     elif MISTAKE == "position for patches only":
         total += tl.load(position_ptr + token * hidden + column, mask=inside & (token > 0), other=0.0)
     elif MISTAKE == "first position":
@@ -408,6 +410,8 @@ def gradient_kernel(grad_ptr, output_ptr, channels, height, width, size, MISTAKE
     grad = tl.load(grad_ptr + where, mask=covered, other=0.0)
     if MISTAKE == "other is 1":
         grad = tl.load(grad_ptr + where, mask=covered, other=1.0)
+    if MISTAKE == "masked lanes hold anything":
+        grad = tl.load(grad_ptr + where, mask=covered)
     inside = pixel < height * width
     if MISTAKE == "covered pixels only":
         inside = covered
@@ -575,6 +579,7 @@ WRONG = {
         (embed("class token gets the bias"), "(?s)index \\(0, 0, 0\\).*class token gets the bias"),
         (embed("no bias"), "(?s)index \\(0, 1, 0\\).*bias was left out"),
         (embed("class token everywhere"), "added to every token|class token"),
+        (embed("position before the first"), "(?s)loads outside of position_ptr: element -5.*row 1 \\+ p for patch p"),
         (embed("position of the batch's row"), "(?s)loads outside of position_ptr.*token's number in its image"),
         (embed("position of the batch's row, masked"), "(?s)index \\(1, 0, 0\\).*token's number in its image"),
         (embed("position of the patch"), "that of the token before"),
@@ -591,6 +596,7 @@ WRONG = {
     ],
     "image_gradient": [
         (gradient("across from the height"), "(?s)3 x 6 x 4 .*across = width // size"),
+        (gradient("masked lanes hold anything"), "(?s)7 x 8 .*right only if lanes.*hold 0.*The line: `grad = tl.load.*other="),
         (gradient("across rounded up"), "(?s)7 x 8 .*Only whole patches"),
         (gradient("column by column"), "row by row"),
         (gradient("patch by width"), "loads outside of grad_ptr"),

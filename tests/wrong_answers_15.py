@@ -603,6 +603,7 @@ WRONG = {
         (_endless, "did not finish"),
     ],
     "first_divergence": [
+        (lambda rows, floor: first_divergence([(name, error, error) for name, error, _ in rows], floor), "excuse themselves"),
         (walk(lambda e, m, f, p: e <= max(2 * p, f)), "'b', 3.0, 0.5.*Expected None, got 'b'.*yours takes this row's alone"),
         (walk(lambda e, m, f, p: not e > max(2 * m, f)), r"nan.*Expected 'a', got None.*A NaN compares as False"),
         (walk(lambda e, m, f, p: not e > max(2 * p, f)), "'b', 3.0, 0.5.*yours takes this row's alone"),

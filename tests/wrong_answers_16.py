@@ -365,6 +365,10 @@ def fold_by_linear(norm_weight, norm_bias, weight, bias):
     )
 
 
+def fold_where_bias_is_true(norm_weight, norm_bias, weight, bias):
+    return fold(norm_weight, norm_bias, weight, bias if bias else None)
+
+
 def folded(
     scale=lambda w, g: (w * g).to(w.dtype),
     shift=lambda w, h, b, folded: w.float() @ h.float() + b,
@@ -485,6 +489,7 @@ WRONG = {
     ],
     "fold": [
         (folded(scale=lambda w, g: (w * g[:, None]).to(w.dtype)), r"shape \(2, 2\); expected \(1, 2\).*rows"),
+        (fold_where_bias_is_true, "(?s)Boolean value of Tensor.*is not None"),
         (folded(scale=lambda w, g: w), r"\[0, 0\]: expected 8, got 2.*norm_weight is not in it"),
         (folded(scale=lambda w, g: (w * g).to(w.dtype).T, sums=lambda f, w, g: f.float().sum(0)), "It is transposed"),
         (folded(scale=lambda w, g: w.float() * g.float()), "wrong type: float32; expected float16.*the weight's type"),

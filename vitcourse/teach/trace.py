@@ -151,11 +151,16 @@ class Owners:
 
 @dataclass(eq=False)
 class Trace:
-    """What `record` saw. result: what the function returned; launches and accesses in the order in which they happened."""
+    """What `record` saw. result: what the function returned; launches and accesses in the order in which they happened.
+
+    undefined: the lines of loads of floating-point numbers with lanes that a mask switched off and no `other` to say what
+    these hold: 0 in the interpreter, and anything on a GPU.
+    """
 
     result: Any = None
     launches: list[Launch] = field(default_factory=list)
     accesses: list[Access] = field(default_factory=list)
+    undefined: list[str] = field(default_factory=list)
 
     def programs(self, launch: int | None = None) -> list[Program]:
         """The programs that loaded or stored something, each once, in the order in which they ran."""
@@ -192,15 +197,17 @@ class Trace:
         return sum(access.bytes for access in self.accesses if access.kind != "load")
 
 
-def record(function: Callable, *args: Any, seconds: float = 60.0, accesses: int = 1_000_000, **kwargs: Any) -> Trace:
+def record(
+    function: Callable, *args: Any, seconds: float = 60.0, accesses: int = 1_000_000, undefined: float = 0.0, **kwargs: Any
+) -> Trace:
     """Call `function(*args, **kwargs)`, with its kernels in Triton's interpreter, and return what they loaded and stored.
 
     Tensors that reach a kernel have to be on the CPU. An `@autotune`d kernel runs its first configuration. Raises what
     the function raises; `IllegalAccess` before an access outside of the kernel's tensors; `TookTooLong` after `seconds`
     (only the main thread can be stopped so) or after `accesses` loads and stores. All three of ours carry the trace up to
-    that point as `error.trace`.
+    that point as `error.trace`. undefined: what the lanes of `Trace.undefined` hold.
     """
-    recorder = _Recorder(Trace(), accesses)
+    recorder = _Recorder(Trace(), accesses, undefined)
     with _intercepted(recorder):
         try:
             with time_limit(seconds, recorder.interruptible):
@@ -337,10 +344,11 @@ class _Recorder(Client):
 
     NAME = "vitcourse"
 
-    def __init__(self, trace: Trace, limit: int):
+    def __init__(self, trace: Trace, limit: int, undefined: float):
         super().__init__()
         self.trace = trace
         self.limit = limit
+        self.undefined = undefined
         self.manager = ClientManager([self])
         self.interpreted: dict[JITFunction, InterpretedFunction] = {}
         self.in_machinery = False
@@ -376,12 +384,33 @@ class _Recorder(Client):
                     return  # no programs, which a GPU takes as well and triton-viz does not
                 with self.manager.patch_run(kernel.fn, backend="triton"):
                     _leave_loops_alone()
-                    _RUN[InterpretedFunction](
-                        kernel, *args, grid=grid, warmup=False, client_manager=self.manager, jit_fn=None, **options
-                    )
+                    with self.lanes_without_a_value():
+                        _RUN[InterpretedFunction](
+                            kernel, *args, grid=grid, warmup=False, client_manager=self.manager, jit_fn=None, **options
+                        )
         finally:
             _unpatch()
             self.in_machinery = False
+
+    @contextmanager
+    def lanes_without_a_value(self) -> Iterator[None]:
+        """Note masked loads that do not say what the lanes hold which are switched off, and have these hold `undefined`."""
+        builder = interpreter.interpreter_builder
+        load = builder.create_masked_load
+
+        def masked_load(pointers, mask, other, *rest, **named):
+            result = load(pointers, mask, other, *rest, **named)
+            off = ~np.broadcast_to(mask.data, pointers.data.shape).astype(bool)
+            if other is None and off.any() and np.issubdtype(result.data.dtype, np.floating):
+                self.trace.undefined.append(linecache.getline(*_kernel_line()).strip())
+                result.data[off] = self.undefined
+            return result
+
+        builder.create_masked_load = masked_load
+        try:
+            yield
+        finally:
+            builder.create_masked_load = load
 
     def access(self, kind: str, pointers: Any, mask: Any) -> None:
         if len(self.trace.accesses) >= self.limit:

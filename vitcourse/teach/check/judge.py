@@ -149,6 +149,8 @@ def _exception_hint(error: BaseException, device: str = "cpu") -> str:
     text = str(error)
     if isinstance(error, NameError):
         return "A name is used before it has a value: is it spelled as where it is defined, and was that cell run?"
+    if "Boolean value of Tensor" in text:
+        return "A tensor of several numbers is neither true nor false: ask `is not None`, or what .any() or .all() says."
     if isinstance(error, KeyError):
         return "A dictionary has no entry of this name: list() of it shows the names that it has."
     if "cuda" in text.lower() and device == "cpu":
@@ -503,10 +505,29 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
     for attempt in attempts:
         if attempt.wrong.any() or attempt.unwritten.any():
             raise _diagnose(attempt, exercise)
+    if trace is not None and trace.undefined:
+        _try_undefined_lanes(function, exercise, case, trace)
     if not guards.intact():
         raise Wrong("Memory next to one of the tensors was overwritten.", "Mask the store: `mask=offsets < size`.")
     for rule in exercise.rules:
         rule(attempts[0])
+
+
+def _try_undefined_lanes(function: Callable, exercise: Exercise, case: Case, trace: tracing.Trace) -> None:
+    """Raise Wrong for a result that was right because lanes held 0 that may hold anything: it is another where they hold NaN."""
+    guards = Guards(torch.device("cpu"))
+    arguments = [guards.place(value) if isinstance(value, torch.Tensor) else value for value in case.arguments.values()]
+    try:
+        with guards:
+            again = _tuple(tracing.record(function, *arguments, seconds=SECONDS, undefined=math.nan).result)
+        same = all(torch.equal(one.nan_to_num(7.25), other.nan_to_num(7.25)) for one, other in zip(_tuple(trace.result), again))
+    except Exception:  # what a NaN led it to is of no interest
+        same = False
+    if not same:
+        raise Wrong(
+            f"The result is right only if lanes that a mask switches off hold 0.\nThe line: `{trace.undefined[0]}`",
+            "On a GPU they may hold anything: give this load an other=, the value that leaves the result as it should be.",
+        )
 
 
 def _tuple(result: Any) -> tuple:
@@ -822,6 +843,9 @@ def _agree(answer: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
 
 def _unwritten_hint(attempt: Attempt) -> str:
     trace, unwritten = attempt.trace, attempt.unwritten.ravel()
+    zero = (attempt.expected == 0).cpu().numpy().ravel()
+    if np.array_equal(unwritten, zero) and not zero.all():
+        return "Where the result is 0 nothing was stored: a mask says which lanes exist, and tl.where chooses between values."
     if trace is None:
         return "These elements still hold what was in the memory before: does the grid have enough programs?"
     owners = trace.owners(attempt.result)

@@ -367,6 +367,8 @@ def _attention_mistakes() -> list[tuple[str, Callable]]:
          lambda q, k, v: attend(_scores(q, k[:1]), v[:1])),
         ("q of the first head was taken for all: its rows begin at head * queries.",
          lambda q, k, v: attend(_scores(q[:1].expand_as(q), k), v)),
+        ("Keys are masked off by the number of queries: n < keys says which of them there are.",
+         lambda q, k, v: attend(_scores(q, k[:, : q.shape[1]]), v[:, : q.shape[1]])),
         ("There is no softmax: the scores themselves weigh the values.", lambda q, k, v: _scores(q, k) @ v),
         ("The result is the mean of the values: the scores have no part in it.",
          lambda q, k, v: v.mean(1, keepdim=True).expand_as(q)),

@@ -413,8 +413,12 @@ def patch_embed(function: Callable) -> Verdict:
         return ""
 
     def position_of_the_batch(error: tracing.IllegalAccess) -> str:
-        """For a load past the end of position, or of a vector."""
+        """For a load past the end of position, or before its beginning."""
         tensor = error.trace.launches[-1].tensors.get(error.tensor)
+        if error.kind == "load" and tensor is not None and tensor.ndim == 2 and error.element < 0:
+            return (
+                "position has a row for each token, the class token's first: token t takes row t, which is row 1 + p for patch p."
+            )
         if error.kind != "load" or tensor is None or error.element < error.size or error.element > error.size + (1 << 20):
             return ""
         if tensor.ndim == 2 and "mask" in error.source and "<=" not in inspect.getsource(error.trace.launches[-1].function):

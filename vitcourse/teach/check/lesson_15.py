@@ -406,7 +406,8 @@ _SEARCH_MISTAKES: list[tuple[str, Callable]] = [
     ("Where all rows are fine, the answer is None, not the last row's name.",
      lambda rows, floor: _search()(rows, floor) or (rows[-1][0] if rows else None)),
     ("An infinite error is not fine.", _search(off=lambda error, limit: not error <= limit and not math.isinf(error))),
-    ("That is the first row with a NaN: an error over its tolerance is a divergence, too.",
+    ("That is the first row with a NaN: an error over its tolerance is a divergence, too. Does the tolerance come from the "
+     "peer's errors? The model's own would excuse themselves.",
      _search(off=lambda error, limit: math.isnan(error))),
 ]  # fmt: skip
 
