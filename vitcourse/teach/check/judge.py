@@ -11,7 +11,8 @@ that a recorded notebook can be compared with a new run. It never raises for a w
 How a function on tensors is tried, smallest case first:
 
 1. On CPU tensors with its kernels in Triton's interpreter, under `trace.record`, on a machine with a GPU too: an access
-   outside of a tensor or an endless loop is found there before it can harm the CUDA context.
+   outside of a tensor or an endless loop is found there before it can harm the CUDA context. Lanes that a mask switches
+   off, and that no `other` gives a value, hold 0 there: where a case has any, it is tried once more with NaN in them.
 2. Where kernels run on a GPU: the same cases and a large one on GPU tensors, in all of its types.
 
 Inputs, and outputs that the function allocates with torch.empty and its relatives, lie between guard bands in memory
