@@ -13,6 +13,7 @@ import math
 import unittest.mock
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -959,6 +960,14 @@ def test_the_ordinary_call_is_taken(name):
 
 
 @pytest.mark.parametrize("name, argument", ARGUMENTS)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_is_not_dense_is_refused(name, argument):
+    rows = [torch.ones(2, 3, device=runtime.DEVICE), torch.ones(1, 3, device=runtime.DEVICE)]
+    refused(name, argument, torch.eye(3, device=runtime.DEVICE).to_sparse(), TypeError, "sparse_coo")
+    refused(name, argument, torch.nested.nested_tensor(rows), TypeError, "nested")
+
+
+@pytest.mark.parametrize("name, argument", ARGUMENTS)
 def test_a_wrong_type_or_device_is_refused(name, argument):
     good = ordinary()[name][1][argument]
     accepted = [str(dtype).removeprefix("torch.") for dtype in runtime.DTYPES]
@@ -1051,7 +1060,8 @@ def test_softmax_refuses_a_dtype_a_wrong_dim_and_a_causal_that_has_no_meaning():
     for dtype in (torch.float64, torch.int64, *([torch.bfloat16] if runtime.INTERPRETER else [])):
         with pytest.raises(TypeError, match=rf"softmax: dtype={dtype} is not supported: \w+"):
             kernels.softmax(x, -1, dtype)
-    for dim in (2, -3, None, 1.0):
+    assert torch.equal(kernels.softmax(x, np.int64(0)), kernels.softmax(x, 0))
+    for dim in (2, -3, None, 1.0, True):
         with pytest.raises(ValueError, match=rf"softmax: dim is {dim!r}; an int from -2 to 1 is accepted"):
             kernels.softmax(x, dim)
     for value, dim in ((x, 0), (x[0], -1)):
@@ -1064,8 +1074,9 @@ def test_layer_norm_refuses_a_wrong_normalized_shape():
     for shape in ((), (2,), (3, 2), (1, 2, 3)):
         with pytest.raises(ValueError, match=r"layer_norm: .*normalized_shape"):
             kernels.layer_norm(x, shape)
-    with pytest.raises(TypeError, match="layer_norm: normalized_shape is 3"):
-        kernels.layer_norm(x, 3)
+    for shape in (3, (3.0,)):
+        with pytest.raises(TypeError, match=r"layer_norm: normalized_shape is \(?3"):
+            kernels.layer_norm(x, shape)
 
 
 def test_every_public_function_is_tested_here():

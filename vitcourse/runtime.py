@@ -156,13 +156,16 @@ def refusal(dtype: torch.dtype) -> str:
 def check_tensors(function: str, optional: Mapping[str, torch.Tensor | None] | None = None, **tensors: torch.Tensor) -> None:
     """Refuse tensors that `function`'s kernel cannot take, by argument name; those in `optional` may be None.
 
-    Raises TypeError for something that is no tensor, and for a type that `refusal` refuses; ValueError for a tensor on another
-    device than `DEVICE`, or on another GPU than the current one.
+    Raises TypeError for something that is no tensor or no dense one, and for a type that `refusal` refuses; ValueError for a
+    tensor on another device than `DEVICE`, or on another GPU than the current one.
     """
     given = {name: tensor for name, tensor in (optional or {}).items() if tensor is not None}
     for name, tensor in (tensors | given).items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{function}: {name} is a {type(tensor).__name__}; a torch.Tensor is accepted")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise TypeError(f"{function}: {name} is a {kind} tensor; a dense one is accepted")
         why = refusal(tensor.dtype)
         if why:
             accepted = ", ".join(_name(dtype) for dtype in DTYPES if not refusal(dtype))

@@ -229,8 +229,10 @@ def _refuse(weight: object, size_average: object, reduce: object, reduction: str
         raise ValueError(f'cross_entropy: reduction is {reduction!r}; "mean", "sum" and "none" are accepted')
     if not 0.0 <= smoothing <= 1.0:
         raise ValueError(f"cross_entropy: label_smoothing is {smoothing!r}; a number from 0 to 1 is accepted")
-    if not isinstance(ignore_index, int):
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
         raise TypeError(f"cross_entropy: ignore_index is {ignore_index!r}; an int is accepted")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"cross_entropy: ignore_index is {ignore_index}; a number of 64 bits, as targets are, is accepted")
 
 
 def cross_entropy(

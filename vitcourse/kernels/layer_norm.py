@@ -356,6 +356,8 @@ def layer_norm(
     if isinstance(normalized_shape, int):
         raise TypeError(f"layer_norm: normalized_shape is {normalized_shape}; a list or tuple of int is accepted")
     shape = tuple(normalized_shape)
+    if any(isinstance(size, float) for size in shape):
+        raise TypeError(f"layer_norm: normalized_shape is {shape}; a list or tuple of int is accepted")
     if not shape or input.shape[input.ndim - len(shape) :] != shape:
         raise ValueError(
             f"layer_norm: input is {tuple(input.shape)}; with normalized_shape={shape}, (..., {str(shape)[1:-1]}) is accepted"

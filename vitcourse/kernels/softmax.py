@@ -172,8 +172,10 @@ def softmax(input: torch.Tensor, dim: int, dtype: torch.dtype | None = None, *, 
     if dtype is not None and isinstance(input, torch.Tensor) and refusal(input.dtype) and not refusal(dtype):
         input = input.to(dtype)
     check_tensors("softmax", input=input)
-    if not isinstance(dim, int) or not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
+    whole = hasattr(dim, "__index__") and not isinstance(dim, bool)  # NumPy's integers are no int
+    if not whole or not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
         raise ValueError(f"softmax: dim is {dim!r}; an int from {-max(input.ndim, 1)} to {max(input.ndim, 1) - 1} is accepted")
+    dim = int(dim)
     if causal and (input.ndim < 2 or dim % input.ndim != input.ndim - 1):
         raise ValueError(f"softmax: causal=True needs (..., queries, keys) and dim=-1; got {tuple(input.shape)} and dim={dim}")
     if dtype is not None and refusal(dtype):
