@@ -17,7 +17,7 @@ from vitcourse import runtime
 # The same examples in every run, so that a failure in CI is a failure at the desk. To look for new ones:
 #     python -m pytest --hypothesis-profile explore tests/test_kernels.py
 # No deadline: a kernel's first call compiles it. Fewer examples on a GPU, where each compiles kernels of its own.
-EXAMPLES = 20 if runtime.INTERPRETER else 12
+EXAMPLES = 20 if runtime.INTERPRETER else 8
 COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("repeatable", derandomize=True, max_examples=EXAMPLES, print_blob=True, **COMMON)
 settings.register_profile("explore", derandomize=False, max_examples=300, print_blob=True, **COMMON)

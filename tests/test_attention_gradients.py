@@ -272,7 +272,10 @@ def test_vit_base_shapes(dtype, batch):
 @pytest.mark.parametrize("block_m, block_n", ATTENTION_BLOCKS)
 def test_small_blocks(dtype, block_m, block_n, is_causal):
     config = runtime.Config({"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_D": 32, "BLOCK_V": 32}, 4, 1)
-    for queries, keys in ((65, 65), (33, 130), (130, 33), (1, 65), (65, 1), (64, 128)):
+    single = [(1, 65), (65, 1)]
+    if not runtime.INTERPRETER and (block_m, block_n) != ATTENTION_BLOCKS[0]:
+        single = []  # a size of 1 is a constant to the compiler, and each compiles three kernels of its own
+    for queries, keys in ((65, 65), (33, 130), (130, 33), *single, (64, 128)):
         query, key, value = three(queries, keys, 20, 9, dtype)
         with forced_config(ATTENTION, config):
             check(query, key, value, is_causal)
