@@ -52,11 +52,16 @@ def test_every_solution_is_right(path: Path, tmp_path: Path) -> None:
     assert_solved(record.read(path), beside_the_package(tmp_path))
 
 
+def this_package() -> dict[str, str]:
+    """What finds this repository's package, installed or not."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(record.REPOSITORY), os.environ.get("PYTHONPATH")]))}
+
+
 def assert_shows_what_is_stored(path: Path) -> None:
     """Run the notebook by nbval in a process of its own, one notebook a test: so all tests share the workers of one run."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--nbval-lax", path.name]
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(command, cwd=path.parent, env=outside, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=path.parent, env=outside | this_package(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
 
 
@@ -102,8 +107,7 @@ def comparable(cell: NotebookNode) -> list[tuple]:
 def assert_solved(notebook: NotebookNode, folder: Path) -> None:
     """Run the notebook with its solutions: every check says right, all other compared cells say what is stored."""
     stored = record.canonical(notebook)
-    paths = os.pathsep.join(filter(None, [str(record.REPOSITORY), os.environ.get("PYTHONPATH")]))
-    solved = record.execute(record.solve(stored), folder, seconds=300, skip="nbval-skip", PYTHONPATH=paths)
+    solved = record.execute(record.solve(stored), folder, seconds=300, skip="nbval-skip", **this_package())
     solved = record.canonical(solved)
     checks = {cell.id: name for name, cell in record.parts(stored, "check")}
     wrong = []
