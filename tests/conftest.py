@@ -1,11 +1,17 @@
 """What every test file shares. `vitcourse` is imported before anything that imports Triton: it decides where kernels run."""
 
+import fcntl
 import gc
 import os
 import zlib
+from collections.abc import Iterator
 
 # Where a line of the source is in the machine code is for profilers. Without it a kernel compiles a tenth sooner.
 os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
+# Every worker, and every lesson's kernel, would have torch.compile start processes of its own, one for each core.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# A time taken on a GPU that all workers share is worth nothing. (Lessons measure; their kernels inherit this.)
+os.environ.setdefault("VITCOURSE_MEASURE_ONCE", "1")
 
 import vitcourse  # noqa: F401  # isort: skip
 import pytest
@@ -17,7 +23,7 @@ from vitcourse import runtime
 # The same examples in every run, so that a failure in CI is a failure at the desk. To look for new ones:
 #     python -m pytest --hypothesis-profile explore tests/test_kernels.py
 # No deadline: a kernel's first call compiles it. Fewer examples on a GPU, where each compiles kernels of its own.
-EXAMPLES = 20 if runtime.INTERPRETER else 8
+EXAMPLES = 20 if runtime.INTERPRETER else 6
 COMMON = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("repeatable", derandomize=True, max_examples=EXAMPLES, print_blob=True, **COMMON)
 settings.register_profile("explore", derandomize=False, max_examples=300, print_blob=True, **COMMON)
@@ -27,9 +33,13 @@ settings.load_profile("repeatable")
 def pytest_configure(config: pytest.Config) -> None:
     # NumPy warns of inf - inf and of an overflowing exp, in lanes that are masked and in tests of special values.
     config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
+    config.addinivalue_line("markers", "memory(gigabytes): what the test takes of a GPU's memory")
 
 
-LONG = ("test_every_configuration_compiles_and_fits", "test_every_cell_shows_what_is_stored", "test_every_solution_is_right")
+LONG = (
+    "test_every_configuration_compiles_and_fits", "test_every_cell_shows_what_is_stored", "test_every_solution_is_right",
+    "test_small_blocks", "test_patch_embed_drawn",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,6 +82,22 @@ def device() -> torch.device:
 def dtypes() -> tuple[torch.dtype, ...]:
     """The types that kernels take here. A test with an argument called `dtype` runs once for each."""
     return runtime.DTYPES
+
+
+@pytest.fixture(autouse=True)
+def memory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test marked `memory` has a GPU that is large enough, no other such test beside it, and gives back what it took."""
+    mark = request.node.get_closest_marker("memory")
+    if mark is None or runtime.DEVICE.type != "cuda":
+        yield
+        return
+    (gigabytes,) = mark.args
+    if torch.cuda.get_device_properties(runtime.DEVICE).total_memory < gigabytes * 1e9:
+        pytest.skip(f"takes {gigabytes} GB of the GPU's memory")
+    with (tmp_path_factory.getbasetemp().parent / "memory.lock").open("w") as lock:  # a folder that all workers share
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(autouse=True)

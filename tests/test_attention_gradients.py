@@ -426,11 +426,13 @@ def test_autocast_rounds_operands_of_any_type(half):
 # ---- past 2^31 elements ----
 
 
+@pytest.mark.memory(7)
 def test_neighbours_past_two_to_the_31_elements_apart():
     check(*far_apart((1, 2, 3, 17), (1, 2, 5, 17), (1, 2, 5, 17)))
 
 
 @on_gpu
+@pytest.mark.memory(37)
 def test_past_two_to_the_31_elements():
     batch, head, tokens, size = 2700, 32, 197, 128  # 2^31 elements and a few in each of seven tensors
     operands = [torch.empty((batch, tokens, head, size), dtype=torch.float16, device=runtime.DEVICE).normal_() for _ in range(4)]

@@ -126,6 +126,7 @@ def test_elements_of_large_tensors_have_numbers_of_their_own(first):
 
 
 @on_gpu
+@pytest.mark.memory(10)
 def test_past_two_to_the_31_elements():
     size = (1 << 31) + 100
     x = torch.ones(size, dtype=torch.float16, device=DEVICE)

@@ -637,6 +637,7 @@ def test_one_tensor_is_kept_for_the_backward_pass(function, keeps):
 
 
 @on_gpu
+@pytest.mark.memory(23)
 def test_past_two_to_the_31_elements():
     rows, columns, piece = 2**31 // 768 + 1000, 768, 1 << 16
     x, grad = (torch.empty((rows, columns), dtype=torch.float16, device=runtime.DEVICE).normal_() for _ in range(2))

@@ -640,6 +640,7 @@ def past_int32(rows: int, columns: int) -> torch.Tensor:
 
 
 @on_gpu
+@pytest.mark.memory(30)
 def test_past_two_to_the_31_elements():
     rows, columns = 2**31 // 768 + 1000, 768
     x = past_int32(rows, columns)
@@ -658,6 +659,7 @@ def test_past_two_to_the_31_elements():
 
 
 @on_gpu
+@pytest.mark.memory(19)
 def test_add_decodes_more_than_two_to_the_31_rows():
     # Nothing merges here: 47,000 x 47,000 rows of two columns.
     size = 47_000
@@ -667,6 +669,7 @@ def test_add_decodes_more_than_two_to_the_31_rows():
 
 
 @on_gpu
+@pytest.mark.memory(45)
 def test_columns_past_two_to_the_31_elements_apart():
     # Column 8,000 of a row begins 8,000 * 300,000 elements after column 0.
     x = past_int32(8_000, 300_000)
@@ -691,6 +694,7 @@ def far_apart(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
     return views
 
 
+@pytest.mark.memory(11)
 def test_products_of_neighbours_past_two_to_the_31_elements_apart():
     x, weight = far_apart((2, 17), (3, 17))
     check_linear(x, weight)

@@ -491,6 +491,7 @@ def test_weight_and_bias_side_by_side(captured):
 
 
 @on_gpu
+@pytest.mark.memory(15)
 def test_past_two_to_the_31_elements():
     # More rows than fit 2^31 elements: shares of the rows begin past it. Ones, whose sums float32 holds exactly.
     rows, columns = 2**31 // 512 + 1000, 512

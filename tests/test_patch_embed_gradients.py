@@ -422,6 +422,7 @@ def test_autocast_to_a_type_that_the_interpreter_has_not_is_refused():
 
 
 @on_gpu
+@pytest.mark.memory(10)
 def test_past_two_to_the_31_elements():
     # Images of one 64 x 64 patch, of ones, and more of them than fit 2^31 elements; sums that float32 holds exactly.
     batch = 2**31 // 4096 + 1000
@@ -436,6 +437,7 @@ def test_past_two_to_the_31_elements():
 
 
 @on_gpu
+@pytest.mark.memory(10)
 def test_channels_and_rows_past_two_to_the_31_elements_apart():
     far = 2**30 + 8
     for strides in ((16, far, 4, 1), (16, 4, far, 1)):  # channel 2, or row 2, begins past it
