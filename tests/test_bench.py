@@ -107,6 +107,16 @@ def test_nothing_is_timed_in_the_interpreter() -> None:
     assert not called
 
 
+def test_tests_measure_with_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(runtime, "DEVICE", torch.device("cuda"))
+    monkeypatch.setattr(measure.triton.testing, "do_bench", lambda _, quantiles, **how: asked.append(how) or (1.0, 1.0, 1.0))
+    for once in ("1", "0"):
+        monkeypatch.setenv("VITCOURSE_MEASURE_ONCE", once)
+        measure.milliseconds(lambda: None, rep=300)
+    assert asked == [{"warmup": 0, "rep": 0}, {"warmup": 25, "rep": 300}]
+
+
 def test_ceilings() -> None:
     rows = [
         row(metric="bytes/s", value=2e12, dtype="uint8"),

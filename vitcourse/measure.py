@@ -1,11 +1,15 @@
 """Timing on a GPU, the machine's two ceilings, and the recorded results in `benchmarks/`.
 
+With the environment variable VITCOURSE_MEASURE_ONCE set to 1, as tests set it, everything is measured with as few calls as
+possible: what measures is run, and its figures are worth nothing.
+
 A recording is a CSV file in `benchmarks/<gpu>/`, a row a measurement with the fields of `Measurement`. What a notebook's cell
 prints of one, and the README's table, is read from it by code.
 """
 
 import csv
 import datetime
+import os
 import re
 import time
 from collections.abc import Callable
@@ -46,6 +50,10 @@ class Measurement:
     date: str
 
 
+def _once() -> bool:
+    return os.environ.get("VITCOURSE_MEASURE_ONCE") == "1"
+
+
 def milliseconds(function: Callable[[], object], rep: int = 100) -> tuple[float, float, float]:
     """Median, 20th and 80th percentile of the GPU time of `function()`, with the L2 cache flushed before every call.
 
@@ -54,7 +62,8 @@ def milliseconds(function: Callable[[], object], rep: int = 100) -> tuple[float,
     """
     if runtime.DEVICE.type != "cuda":
         raise RuntimeError("nothing is timed in Triton's interpreter: its speed says nothing about a GPU's")
-    median, p20, p80 = triton.testing.do_bench(function, rep=rep, quantiles=[0.5, 0.2, 0.8])
+    warmup, rep = (0, 0) if _once() else (25, rep)
+    median, p20, p80 = triton.testing.do_bench(function, warmup=warmup, rep=rep, quantiles=[0.5, 0.2, 0.8])
     return median, p20, p80
 
 
@@ -71,7 +80,8 @@ def kernel_milliseconds(function: Callable[[], object], rep: int = 50) -> tuple[
     host = (time.perf_counter() - start) / 3
     torch.cuda.synchronize()
     cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")  # several times any L2
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(min(200, max(10, int(rep / estimate))))]
+    calls = 1 if _once() else min(200, max(10, int(rep / estimate)))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     for start, end in events:
         cache.zero_()
         torch.cuda._sleep(max(1_000_000, int(4e9 * host)))  # clock cycles: twice what the host takes, and 0.5 ms at least
