@@ -7,7 +7,7 @@ most probable label and goes up to --top. Rows are written as results come, so a
 
 On a GPU the model runs in half precision, and full batches replay a CUDA graph. Only one batch of images is in memory.
 The exit status is 0 if every image was classified and 1 if one, or a folder, could not be read or nothing could be done; 2 is
-wrong usage. A file whose name does not end as an image's, and a link to a folder, is told and skipped, and does not count.
+wrong usage. A file whose name does not end as an image's, and a link to a folder, is told, skipped and not counted.
 """
 
 import argparse

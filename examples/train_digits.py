@@ -3,7 +3,7 @@
     python examples/train_digits.py [--output vitcourse/assets/vit-digits] [--epochs 160] [--seed 0]
 
 Plain PyTorch and Hugging Face's ViT, on the CPU, in about a minute on one core; no network. The settings were
-chosen on digits split off from the training part; the held-out ones are looked at once, after the last step.
+chosen on digits split off from the training part; the held-out ones are looked at only after the last step.
 
 Writes config.json, model.safetensors and preprocessor_config.json as Hugging Face reads them, and prints the accuracy on
 the held-out digits. With the same seed and versions, the same weights come out.

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 1
     except (MemoryError, torch.OutOfMemoryError):
-        print("error: out of memory; try a smaller --batch-size or smaller pictures", file=sys.stderr)
+        print("error: out of memory; try a smaller model, or with classify a smaller --batch-size", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -207,7 +207,7 @@ def format_table(rows: list[Row]) -> str:
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isdecimal() else -1
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{text}: 0 to 2^63 - 1 is accepted")
     return value

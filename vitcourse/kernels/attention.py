@@ -5,7 +5,7 @@ the largest score so far, the sum of exponentials and the weighted sum of values
 turns up (FlashAttention-2, Dao, arXiv 2307.08691). Operands are read where they lie, by their strides: packed queries,
 keys and values of a ViT need no copy, and the result is laid out as tokens.
 
-Backward (section 3.2 there) computes the probabilities P again, a block at a time, from the scores S = scale * Q @ K.T and one
+Backward (section 3.1 there) computes the probabilities P again, a block at a time, from the scores S = scale * Q @ K.T and one
 number a query that the forward kernel has kept, the logarithm of its sum of exponentials L:
 
     P = exp(S - L)      dV = P.T @ dO      dP = dO @ V.T      delta = sum(dO * O, -1)      dS = P * (dP - delta)

@@ -3,7 +3,7 @@
 The loss of a row x is log(sum(exp(x))) - x[target]. A row that fits in one block stays on chip: a program owns BLOCK_ROWS
 whole rows and reads each once. A wider row is walked once by the one program that owns it, with a running maximum and a
 running sum (online softmax, Milakov and Gimelshein, arXiv 1805.02867). No probability is ever written. With smoothing s, the
-loss is (1 - s) times that, plus s times its mean over all targets.
+loss is (1 - s) times that, plus s times its mean over all classes.
 
 Backward: dx = (softmax(x) - (1 - s) * onehot(target) - s / columns) * dloss. What is kept for it is the log-sum-exp of each
 row, as the maximum and the logarithm of the sum of exponentials below it: added up, large logits would round the second away.
@@ -29,7 +29,7 @@ from ..runtime import (
 )
 from .sum_to_size import sum_middle
 
-# The widest row held in registers, and the elements a program holds of narrower ones: 32 or 64 a thread.
+# The widest row held in registers, and the elements a program holds of narrower ones: 32 a thread.
 WIDEST = 1 << 17 if INTERPRETER else 16384
 TILE_ELEMENTS = 1 << 17 if INTERPRETER else 2048
 

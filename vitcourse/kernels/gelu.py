@@ -130,7 +130,7 @@ def gelu(input: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """`torch.nn.functional.gelu`: x * Phi(x) for every element; `approximate="tanh"` for the tanh form.
 
     Any shape; the result has the input's strides where those are dense, else those of torch.empty_like. In bfloat16 Phi is
-    the approximation of `phi_fast`, whose error is below a rounding of the result.
+    the approximation of `phi_fast`, whose error is below a rounding of the result from x = -5 on.
     """
     check_tensors("gelu", input=input)
     if approximate not in ("none", "tanh"):

@@ -309,7 +309,7 @@ def norm_linear(
     """activation(linear(layer_norm(input))), of the two layers that `fold` made into one. No gradient.
 
     input: (..., in_features), as `linear_moments` returned it with `moments`; eps: the layer norm's; activation: as of `linear`.
-    overlap: with few rows, start while the kernel before is at work, where the GPU can (sm_90).
+    overlap: with few rows, start while the kernel before is at work, where the GPU can (sm_90 and later).
     Raises ValueError or TypeError for another shape or type, and where a gradient is wanted.
     """
     if activation not in ACTIVATIONS:
@@ -328,7 +328,7 @@ def linear_moments(
 ) -> tuple[torch.Tensor, Moments]:
     """input @ weight.T + bias + residual, and the moments of its rows for `norm_linear`. No gradient.
 
-    Shapes as of `linear`, one type for all; overlap: as of `norm_linear`. Raises ValueError or TypeError for another shape or
-    type, and where a gradient is wanted.
+    Shapes as of `linear`, one type for all but the bias; overlap: as of `norm_linear`. Raises ValueError or TypeError for another
+    shape or type, and where a gradient is wanted.
     """
     return _run("linear_moments", input, weight, bias, None, None, 0.0, residual, None, overlap)
