@@ -61,6 +61,10 @@ def layer_kernel(
         z = tl.minimum(z, 0.0)
     elif MISTAKE == "magnitude":
         z = tl.abs(z)
+    elif MISTAKE == "gelu":
+        z = 0.5 * z * (1 + tl.erf(z * 0.7071067811865476))
+    elif MISTAKE == "below 1":
+        z = tl.where(z < 1, 0.0, z)
     elif MISTAKE == "in where":
         z = tl.where(z > 0, z, 0.0)
     elif MISTAKE != "no relu" and MISTAKE != "relu first" and MISTAKE != "bare product" and MISTAKE != "relu of bias":
@@ -428,6 +432,8 @@ WRONG = {
         (layer("relu of bias"), "relu is of the sum"),
         (layer("smaller"), "tl.maximum, not tl.minimum"),
         (layer("magnitude"), "the magnitude"),
+        (layer("gelu"), "yours is GELU"),
+        (layer("below 1"), r"(?s)x \(., 1\), weight .*zero and not at 1"),
         (layer("stored transposed"), "Wrong"),
         (layer(grid=lambda M, N: (M // 32, N // 32)), "grid has no programs"),
         (layer(grid=lambda M, N: tiles(M, N)[::-1]), r"(?s)x \(40, 70\).*never stored"),

@@ -224,6 +224,8 @@ def embed_kernel(
         last = BLOCK
     if MISTAKE == "rounded down":
         last = K // BLOCK * BLOCK
+    if MISTAKE == "to N":
+        last = hidden
     for start in range(0, last, BLOCK):
         k = start + tl.arange(0, BLOCK)
         if MISTAKE == "same step":
@@ -566,6 +568,7 @@ WRONG = {
         (embed("no size"), "do not overlap"),
         (embed("first step"), "(?s)8 x 12 in patches of 4 .*Only the first step"),
         (embed("rounded down"), "(?s)4 x 4 .*does the loop over K make a turn"),
+        (embed("to N"), "(?s)9 x 5 in patches of 4 .*Only the first step.*does it go on to K"),
         (embed("same step"), "(?s)8 x 12 in patches of 4 .*takes the first elements again"),
         (embed("last step"), "(?s)8 x 12 in patches of 4 .*Only the last step"),
         (embed("channel fastest"), "varies fastest"),

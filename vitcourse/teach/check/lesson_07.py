@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from .. import trace as tracing
 from .judge import GUARD, Attempt, Case, Exercise, Verdict, Wrong, draw, judge, judge_plain, number, type_name
@@ -79,7 +80,8 @@ def linear(function: Callable) -> Verdict:
     def cases(dtypes):
         single, low = torch.float32, [dtype for dtype in dtypes if dtype != torch.float32]
         # Tiles of 32: in the second there are two rows of four tiles, with three steps along K, and nothing divides anything.
-        shapes = [(3, 5, 4), (40, 70, 100), (1, 1, 1), (70, 33, 20), (64, 64, 32), (1, 40, 70), (40, 70, 1)]
+        # The last has results near 0, where functions differ that are relu elsewhere.
+        shapes = [(3, 5, 4), (40, 70, 100), (1, 1, 1), (70, 33, 20), (64, 64, 32), (1, 40, 70), (40, 70, 1), (9, 1, 12)]
         found = [build(*shape, single) for shape in shapes]
         found += [build(20, 40, 36, single, 2.0**20, _LARGE)]
         found += [build(*shape, dtype) for dtype in low for shape in shapes[:2]]
@@ -112,6 +114,8 @@ def linear(function: Callable) -> Verdict:
         ("bias was multiplied: add it.", lambda x, w, b: relu(x @ w.T * b)),
         ("relu keeps what is above 0: tl.maximum, not tl.minimum.", lambda x, w, b: layer(x, w, b).clamp(max=0)),
         ("relu makes 0 of what is below 0; yours is the magnitude.", lambda x, w, b: layer(x, w, b).abs()),
+        ("relu is asked for, the larger of the sum and 0: yours is GELU.", lambda x, w, b: functional.gelu(layer(x, w, b))),
+        ("relu turns at zero and not at 1.", lambda x, w, b: layer(x, w, b) * (layer(x, w, b) >= 1)),
         ("relu is of the sum, x @ weight.T + bias: yours is of bias alone.", lambda x, w, b: x @ w.T + relu(b)),
         ("relu is of the sum: yours is of the product and of bias apart.", lambda x, w, b: relu(x @ w.T) + relu(b)),
         ("bias is added twice.", lambda x, w, b: relu(layer(x, w, b) + b)),

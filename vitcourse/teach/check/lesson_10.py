@@ -324,7 +324,7 @@ def patch_embed(function: Callable) -> Verdict:
     # The first is square: where a number is mistaken for another, the rest of the mistakes come first.
     shapes = [
         (2, 3, 4, 4, 2, 5), (1, 1, 2, 2, 2, 1), (2, 3, 6, 4, 2, 5), (1, 3, 4, 6, 2, 5), (1, 2, 7, 8, 3, 8), (1, 1, 1, 3, 1, 2),
-        (2, 1, 10, 14, 2, 40), (1, 3, 8, 12, 4, 33), (1, 1, 9, 65, 8, 64),
+        (2, 1, 10, 14, 2, 40), (1, 3, 8, 12, 4, 33), (1, 1, 9, 65, 8, 64), (2, 3, 9, 5, 4, 7),
     ]  # fmt: skip
 
     def cases(dtypes):
