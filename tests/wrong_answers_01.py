@@ -230,6 +230,20 @@ def first_block_only(size, block):
 
 
 # The mistakes that add and axpy share, as answers to axpy.
+@triton.jit
+def axpy_of_a_converted_alpha(alpha, x_ptr, y_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = offsets < size
+    x, y = tl.load(x_ptr + offsets, mask=mask), tl.load(y_ptr + offsets, mask=mask)
+    tl.store(output_ptr + offsets, alpha.to(tl.float32) * x + y, mask=mask)
+
+
+def alpha_converted(alpha, x, y):
+    output = torch.empty_like(x)
+    axpy_of_a_converted_alpha[(triton.cdiv(x.numel(), 1024),)](alpha, x, y, output, x.numel(), BLOCK=1024)
+    return output
+
+
 SHARED = [
     (launch(no_mask_on_load), "(?s)size 1 in float32.*loads outside of x_ptr: element 1, and it has 1.*load has no mask"),
     (launch(no_mask_on_store), "(?s)size 1 in float32.*stores outside of output_ptr.*store has no mask"),
@@ -444,6 +458,8 @@ def returns_y(x, y, programs):
 WRONG = {
     "axpy": [
         *SHARED,
+        (alpha_converted, "A number has no .to"),
+        (lambda alpha, x, y: launch(MISTAKE="")(1.0, alpha * x, y), "(?s)does not read x itself.*Hand the kernel x as it is"),
         (mistaken("drops alpha"), "alpha was left out"),
         (mistaken("alpha times y"), "alpha multiplies y"),
         (mistaken("alpha times both"), "alpha multiplies both"),

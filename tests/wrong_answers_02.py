@@ -607,6 +607,21 @@ def sums(
     return function
 
 
+@triton.jit
+def sum_all_rows_at_once(
+    grad_ptr, output_ptr, rows, columns, MISTAKE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr
+):
+    row = tl.arange(0, BLOCK_ROWS)[:, None]
+    column = tl.program_id(0) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    grad = tl.load(grad_ptr + row * columns + column[None, :], mask=(row < rows) & (column < columns)[None, :], other=0.0)
+    tl.store(output_ptr + column, tl.sum(grad.to(tl.float32), axis=0), mask=column < columns)
+
+
+def sums_at_once(grad):
+    tall = triton.next_power_of_2(max(len(grad), 1))
+    return sums(kernel=sum_all_rows_at_once, blocks=(tall, 64))(grad)
+
+
 def row_by_row_sums(mistake="", kernel=sum_row_by_row, block=64):
     def function(grad):
         result = column(grad)
@@ -647,6 +662,7 @@ def sum_along(grad):
 
 
 SUM_ROWS_WRONG = [
+    (sums_at_once, r"(?s)\(17000, 1\).*A block holds at most 1,048,576 elements"),
     (sums("one block"), r"(?s)\(130, 5\) in float32.*index 0 of 5.*Only the first 32 of 130 rows are read.*goes through all"),
     (sums("rounds down"), r"(?s)\(1, 1\) in.*Zeros were stored.*does the loop make a turn"),
     (sums("step of half a block"), "(?s)rows are read more than once.*BLOCK_ROWS|1 bytes of grad"),
@@ -695,6 +711,9 @@ SUM_ROWS_WRONG = [
 def positions_kernel(tokens_ptr, positions_ptr, output_ptr, batch, size, MISTAKE: tl.constexpr, BLOCK: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < size
+    if MISTAKE == "no program id":
+        offsets = tl.arange(0, BLOCK)
+        mask = offsets < size
     positions = tl.load(positions_ptr + offsets, mask=mask)
     if MISTAKE == "first images only":
         batch = 1
@@ -833,6 +852,7 @@ def positions_in_place(tokens, added):
 
 
 ADD_POSITIONS_WRONG = [
+    (positions("no program id", block=4096), r"(?s)\(2, 197, 48\)"),
     (positions("first images only"), r"(?s)\(2, 1, 1\) in.*index \(1, 0, 0\).*never stored.*a loop"),
     (positions("one image short"), r"(?s)\(1, 1, 1\) in.*never stored.*loop makes no turn"),
     (positions("one image too many"), "(?s)loads outside of tokens_ptr"),

@@ -1,5 +1,7 @@
 """Answers to the exercises of lesson 03: wrong ones, each with a pattern that its verdict has to match, and right ones."""
 
+import math
+
 import torch
 
 import vitcourse  # noqa: F401  (before Triton)
@@ -7,6 +9,7 @@ import vitcourse  # noqa: F401  (before Triton)
 # ruff: isort: split
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 # ---- Functions of one tensor: one kernel for the plain mistakes, each switched on by its name ------------------------------
 
@@ -140,6 +143,90 @@ def silu_in_two_launches(x):
     return times(x, s)
 
 
+def what_pytorch_users_try(kernel, launch="call"):
+    """A kernel for SiLU as somebody writes it who knows PyTorch, and as it is launched."""
+
+    def function(x):
+        result = torch.empty_like(x)
+        if launch == "no grid":
+            kernel(x, result, x.numel(), BLOCK=1024)
+        elif launch == "no tuple":
+            kernel[triton.cdiv(x.numel(), 1024)](x, result, x.numel(), BLOCK=1024)
+        else:
+            kernel[(triton.cdiv(x.numel(), 1024),)](x, result, x.numel(), BLOCK=1024)
+        return result
+
+    return function
+
+
+def not_compiled(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(output_ptr + offsets, x * tl.sigmoid(x), mask=offsets < size)
+
+
+@triton.jit
+def pytorchs_sigmoid(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(output_ptr + offsets, x * torch.sigmoid(x), mask=offsets < size)
+
+
+@triton.jit
+def pythons_exp(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(output_ptr + offsets, x / (1 + math.exp(-x)), mask=offsets < size)
+
+
+@triton.jit
+def indexed_pointer(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = x_ptr[offsets]
+    tl.store(output_ptr + offsets, x * tl.sigmoid(x), mask=offsets < size)
+
+
+@triton.jit
+def indexed_output(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    output_ptr[offsets] = x * tl.sigmoid(x)
+
+
+@triton.jit
+def a_power(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(output_ptr + offsets, x * (1 + tl.exp(-x)) ** -1, mask=offsets < size)
+
+
+@triton.jit
+def no_such_axis(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size, other=0.0)
+    tl.store(output_ptr + offsets, x / tl.sum(x, axis=1), mask=offsets < size)
+
+
+@triton.jit
+def no_such_function(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(output_ptr + offsets, 0.5 * x * (1 + tl.tanh(0.5 * x)), mask=offsets < size)
+
+
+@triton.jit
+def from_libdevice(x_ptr, output_ptr, size, BLOCK: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets, mask=offsets < size)
+    tl.store(output_ptr + offsets, 0.5 * x * (1 + libdevice.tanh(0.5 * x)), mask=offsets < size)
+
+
+def finished_by_pytorch(x):
+    result = flat("sigmoid")(x)
+    result *= x
+    return result
+
+
 def round_down(size, block):
     return max(1, size // block)
 
@@ -190,6 +277,18 @@ SILU_WRONG = [
     (lambda x: times(x, torch.sigmoid(x)), "(?s)4 bytes were read that are not x.*registers"),
     (lambda x: times(torch.ones_like(x), x * torch.sigmoid(x)), "does not read x itself"),
     (torch.nn.functional.silu, "No kernel was launched"),
+    (what_pytorch_users_try(not_compiled), "lacks @triton.jit"),
+    (what_pytorch_users_try(pytorchs_sigmoid, "no grid"), "grid in front, in brackets"),
+    (what_pytorch_users_try(pytorchs_sigmoid, "no tuple"), "(?s)not iterable.*grid is a tuple"),
+    (what_pytorch_users_try(pytorchs_sigmoid), "take no blocks: compute with Triton's"),
+    (what_pytorch_users_try(pythons_exp), "take no blocks: compute with Triton's"),
+    (what_pytorch_users_try(indexed_pointer), "pointer is not indexed"),
+    (what_pytorch_users_try(indexed_output), "pointer is not indexed"),
+    (what_pytorch_users_try(a_power), r"no \*\*: multiply"),
+    (what_pytorch_users_try(no_such_axis), "There is no such axis"),
+    (what_pytorch_users_try(no_such_function), "no function of that name"),
+    (what_pytorch_users_try(from_libdevice), "has no libdevice"),
+    (finished_by_pytorch, "(?s)size 1 in float32.*PyTorch changed the result after the last kernel"),
 ]
 
 # ---- gelu_tanh -------------------------------------------------------------------------------------------------------------
@@ -469,6 +568,7 @@ def bias_as_a_matrix(x, bias):
 MASK = r"\(row < rows\)(\[:, None\])? & \(column < columns\)(\[None, :\])?\."
 
 BIAS_GELU_WRONG = [
+    (tiled(blocks=(1, 1024), grid=lambda rows, columns, *blocks: (rows, 1)), r"(?s)\(2, 1100\) in float32.*never stored"),
     (tiled("no bias"), r"(?s)\(1, 1\) in float32.*bias was left out"),
     (tiled("minus"), "bias is subtracted"),
     (tiled("bias twice"), "bias is added twice"),

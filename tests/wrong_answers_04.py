@@ -254,6 +254,8 @@ def wide_scalar(x_ptr, output_ptr, columns, MISTAKE: tl.constexpr, BLOCK: tl.con
     output_ptr += tl.program_id(0) * columns
     top = -float("inf")
     total = 0.0
+    if MISTAKE == "finite start":
+        top = -1e9
     if MISTAKE == "sum from one":
         total = 1.0
     for start in range(0, columns, BLOCK):
@@ -386,6 +388,32 @@ def wide(kernel, mistake="", width=lambda columns, block: block, grid=lambda row
         return output
 
     return function
+
+
+@triton.jit
+def wide_tiles(x_ptr, output_ptr, rows, columns, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Right: several rows a program, each by blocks."""
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
+    top = tl.full((BLOCK_ROWS, 1), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK_ROWS, 1), tl.float32)
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        x = tl.load(x_ptr + row * columns + column, mask=(row < rows) & (column < columns), other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(top, tl.max(x, axis=1, keep_dims=True))
+        shift = tl.where(larger == -float("inf"), 0.0, larger)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(x - shift), axis=1, keep_dims=True)
+        top = larger
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)[None, :]
+        mask = (row < rows) & (column < columns)
+        x = tl.load(x_ptr + row * columns + column, mask=mask, other=0.0).to(tl.float32)
+        tl.store(output_ptr + row * columns + column, tl.exp(x - top) / total, mask=mask)
+
+
+def wide_by_tiles(x, block):
+    output = torch.empty_like(x)
+    wide_tiles[(triton.cdiv(len(x), 4),)](x, output, *x.shape, BLOCK_ROWS=4, BLOCK=block)
+    return output
 
 
 def whole_row(columns, block):
@@ -542,6 +570,7 @@ WRONG = {
         (by_row("softmax", True), "its logarithm was asked for"),
     ],
     "softmax": [
+        (lambda x: by_row()(x - x.amax(1, keepdim=True)), "(?s)does not read x itself.*hand the kernel x"),
         (by_row("other is 0 and no maximum"), "(?s)3 rows of 5 .*index \\(0, 0\\).*other=-float"),
         *shared(False),
         (by_row("no sum"), "not divided by its sum"),
@@ -577,6 +606,7 @@ WRONG = {
         (wide(wide_scalar, "sum of the last block"), "sum is of the last block only"),
         (wide(wide_scalar, "maximum of the last block"), "(?s)large values.*maximum is that of the last block"),
         (wide(wide_scalar, "other is 0"), "(?s)3 rows of 5 by blocks of 8.*other=-float"),
+        (wide(wide_scalar, "finite start"), "(?s)all values near -2e9"),
         (wide(wide_scalar, "no guard"), "(?s)-inf in the first blocks.*A block of nothing but -inf"),
         (wide(wide_by_lane, "no guard"), "(?s)3 rows of 5 by blocks of 8.*A lane past the end has seen nothing"),
         (wide(wide_by_lane, "lanes not scaled"), "(?s)4 rows of 4 .*scale it to the row's"),
@@ -628,6 +658,7 @@ RIGHT = {
         wide(wide_scalar, "sum from one"),
         wide(wide_scalar, width=lambda columns, block: block // 2),
         in_two_launches,
+        wide_by_tiles,
     ],
     "softmax_backward": [backward(), backward_tiled(), backward_tiled(block_rows=8)],
 }

@@ -238,6 +238,8 @@ def add_norm_row(
     else:
         centered = tl.where(mask, total - mean, 0.0)
     rstd = 1 / tl.sqrt(tl.sum(centered * centered, axis=0) / columns + eps)
+    if MISTAKE == "mean of squares":
+        rstd = 1 / tl.sqrt(tl.sum(total * total, axis=0) / columns - mean * mean + eps)
     result = centered * rstd
     if MISTAKE != "no weight":
         result = result * tl.load(weight_ptr + column, mask=mask)
@@ -511,6 +513,7 @@ WRONG = {
         (add_norm("no residual"), "(?s)3 rows of 5 .*First wrong element of normalized.*residual was not added"),
         (add_norm("minus"), "(?s)of normalized.*residual was subtracted"),
         (add_norm("x twice"), "(?s)of normalized.*x was added twice"),
+        (add_norm("mean of squares"), "(?s)means near 4000.*of normalized"),
         (add_norm("no mask"), "(?s)of normalized.*variance is too large"),
         (add_norm("no weight"), "(?s)of normalized.*weight was left out"),
         (add_norm("residual after the norm"), "(?s)of normalized"),

@@ -680,6 +680,8 @@ WRONG = {
     "persistent_matmul": [
         (walking(launched=lambda tiles, programs: tiles), r"(?s)by 3 programs .*8 programs were launched, and 3 were asked for"),
         (without_programs(product()), "8 programs were launched, and 3 were asked for"),
+        (without_programs(product(size=blocks(128, 128, 32), grid=lambda M, N, cdiv: (-(-M // 128), -(-N // 128)))),
+         r"(?s)\(260, 16\) .*9 programs were launched, and 2 were asked for"),
         (walking(launched=lambda tiles, programs: 1), r"(?s)by 3 programs .*only 1 ran"),
         (walking("accumulator once"), r"(?s)\(40, 70\) @ \(70, 100\) by 3 .*start anew for every tile"),
         (walking("a's pointers once"), r"(?s)\(40, 70\) @ \(70, 100\) by 3 .*start anew for every tile"),

@@ -297,6 +297,9 @@ def gradient_kernel(
     offsets = m[:, None] * N + n[None, :]
     grad = tl.load(grad_ptr + offsets, mask=mask, other=0.0)
     output = tl.load(output_ptr + offsets, mask=mask, other=0.0)
+    if MISTAKE == "masked lanes hold anything":
+        grad = tl.load(grad_ptr + offsets, mask=mask)
+        output = tl.load(output_ptr + offsets, mask=mask)
     if MISTAKE == "padding counts":
         grad = tl.load(grad_ptr + offsets, mask=mask, other=1.0)
         output = tl.load(output_ptr + offsets, mask=mask, other=1.0)
@@ -479,6 +482,7 @@ WRONG = {
         (gradient("sums of output"), "(?s)of dbias.*of output"),
         (gradient("sums of rows"), "(?s)of dbias.*sums are of rows"),
         (gradient("padding counts"), "(?s)of dbias.*Lanes past the end"),
+        (gradient("masked lanes hold anything"), "right only if lanes that a mask switches off hold 0"),
         (gradient("sum in grad's type"), "(?s)in float16.*dbias.*three digits"),
         (gradient(dtype=None, second=lambda partial: partial.float().sum(0)), "(?s)in float16.*dbias.*three digits"),
         (gradient("one row"), r"(?s)70 rows of 100 .*of dbias.*row tl.program_id\(0\)"),

@@ -85,6 +85,8 @@ def attention_blocks(
     last = keys
     if MISTAKE == "first block":
         last = tl.minimum(keys, BLOCK_N)
+    if MISTAKE == "to 256":
+        last = 256
     if MISTAKE == "whole blocks":
         last = keys // BLOCK_N * BLOCK_N
     if MISTAKE == "whole blocks, one at least":
@@ -240,6 +242,10 @@ def attend(mistake="", scale=root, block_m=32, block_n=lambda keys: 32, grid=til
         return o
 
     return function
+
+
+def by_blocks_of_keys(q, k, v):
+    return attend(grid=lambda queries, heads, block: (triton.cdiv(k.shape[1], block), heads))(q, k, v)
 
 
 def attend_flat(q, k, v):
@@ -456,6 +462,8 @@ WRONG = {
         (for_numbers, "raised RuntimeError: Boolean value"),
     ],
     "attention": [
+        (attend("to 256"), "(?s)3 queries and 300 keys"),
+        (by_blocks_of_keys, "(?s)150 queries and 5 keys.*never stored"),
         (attend("keys past the end"), "(?s)3 queries and 5 keys.*Keys past the end count"),
         (attend("keys past the end", block_n=next_power), "(?s)3 queries and 5 keys.*Keys past the end count"),
         (attend("keys past the end", block_n=lambda keys: 128), "(?s)3 queries and 5 keys.*Keys past the end count"),

@@ -424,6 +424,8 @@ def gradient_kernel(grad_ptr, output_ptr, channels, height, width, size, MISTAKE
     to = output_ptr + (image * channels + channel) * height * width + pixel
     if MISTAKE == "no mask on store":
         tl.store(to, grad)
+    elif MISTAKE == "atomic":
+        tl.atomic_add(to, grad, mask=inside)
     else:
         tl.store(to, grad, mask=inside)
 
@@ -611,6 +613,7 @@ WRONG = {
         (gradient("last rows covered"), "(?s)7 x 8 .*loads outside of grad_ptr.*Only whole patches"),
         (gradient("all covered"), "(?s)7 x 8 .*loads outside of grad_ptr.*Only whole patches"),
         (gradient("first image"), "comes out as the first"),
+        (gradient("atomic", output=zeros), "added with atomics"),
         (gradient("other is 1"), "(?s)7 x 8 .*No whole patch covers the pixels that are wrong"),
         (gradient("covered pixels only"), "(?s)7 x 8 .*never stored.*Let the kernel store that too"),
         (gradient("covered pixels only", output=zeros), "(?s)7 x 8 .*never stored.*Let the kernel store that too"),

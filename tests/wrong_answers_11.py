@@ -132,6 +132,8 @@ def loss_kernel(logits_ptr, target_ptr, losses_ptr, columns, MISTAKE: tl.constex
     if MISTAKE == "target's number":
         of_target = target.to(tl.float32)
     maximum = tl.max(x, axis=0)
+    if MISTAKE == "first logit":
+        maximum = tl.load(logits_ptr + row * columns).to(tl.float32)
     if MISTAKE == "no maximum":
         maximum = 0.0
     exponentials = tl.exp(x - maximum)
@@ -396,6 +398,7 @@ WRONG = {
     "cross_entropy": [
         (losses("other is 0"), "(?s)3 rows of 5 in float32\\. .*index 0 of 3.*lanes past its end add to it"),
         (losses("other is 0", block=wide_block), "(?s)3 rows of 5 in float32\\. .*lanes past its end add to it"),
+        (losses("first logit"), "(?s)3 rows of 6 in float32, large values.*subtract the row's maximum"),
         (losses("no maximum"), "(?s)3 rows of 6 in float32, large values.*subtract the row's maximum"),
         (losses("no mask"), "(?s)loads outside of logits_ptr.*column < columns"),
         (losses("row of blocks"), "(?s)loads outside of logits_ptr.*i \\* columns"),

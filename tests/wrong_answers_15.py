@@ -651,6 +651,7 @@ WRONG = {
     "layer_outputs": [
         (late_binding, "two layers.*missing: 'first'.*share one variable"),
         (late_binding_into_all, "First wrong output: 'first'.*share one variable"),
+        (hooked(keep=lambda output: _first(output).detach().double()), "First wrong output: 'first'"),
         (hooked(remove=None), "two layers.*'first' has a hook left.*returns a handle"),
         (hooked(remove="end"), r"raises in its second layer.*'first' has a hook left.*in a finally"),
         (hooked(keep=lambda output: _first(output).detach()), "in place.*First wrong output: 'first'.*keep a copy, clone"),

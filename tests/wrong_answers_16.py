@@ -210,6 +210,38 @@ def graphed(model, example):
     return call
 
 
+def graphed_that_raises_a_type_error(model, example):
+    static = example.clone()
+    recording = simulated.Recording()
+    with recording:
+        output = model(static)
+
+    def call(x):
+        if x.shape != static.shape:
+            raise TypeError(f"recorded for {tuple(static.shape)}, got {tuple(x.shape)}")
+        static.copy_(x)
+        recording.replay()
+        return output.clone()
+
+    return call
+
+
+def of_another_width(model, example):
+    static = example.clone()
+    recording = simulated.Recording()
+    with recording:
+        output = model(static)
+
+    def call(x):
+        if len(x) != len(static):
+            raise ValueError("another batch")
+        static.copy_(x)
+        recording.replay()
+        return output.clone()
+
+    return call
+
+
 class Graphed:
     """Warms up, and runs the model for other shapes."""
 
@@ -401,7 +433,7 @@ def fold_adds_to_bias(norm_weight, norm_bias, weight, bias):
 RIGHT = {
     "busy_and_idle": [busy_and_idle, busy_by_boundaries, busy_on_a_grid],
     "time_model": [time_model, time_model_until_it_is_warm, timed(warm=3, wait_before=True)],
-    "graphed": [graphed, Graphed, graphed_by_shape],
+    "graphed": [graphed, Graphed, graphed_by_shape, graphed_that_raises_a_type_error],
     "fold": [fold, fold_in_float64, fold_by_linear],
 }
 
@@ -475,6 +507,7 @@ WRONG = {
         (recorded(once=False), "recorded anew in a later call"),
         (lambda model, example: model, "model itself ran in a later call"),
         (recorded(check=False), r"takes an x of shape \(1, 4\).*compare x.shape"),
+        (of_another_width, r"takes an x of shape \(2, 1\).*compare x.shape"),
         (writes_to_x, "changed x.*not the other way round"),
         (graphed_in_globals, "Of two graphs.*local variables"),
         (graphed_in_inference_mode, "inference tensor.*no_grad"),

@@ -85,12 +85,16 @@ class TookTooLong(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a kernel: its name, its grid, the tensors it was given, by parameter name, and its Python function."""
+    """One launch of a kernel: its name, its grid, the tensors it was given, by parameter name, and its Python function.
+
+    versions: how often PyTorch had changed each of these tensors in place.
+    """
 
     kernel: str
     grid: Program
     tensors: dict[str, torch.Tensor]
     function: Callable
+    versions: dict[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +189,15 @@ class Trace:
                 np.add.at(stores, elements, 1)
         memory = torch.arange(span).as_strided(tensor.shape, tensor.stride()).numpy()
         return Owners(owner[memory], stores[memory])
+
+    def changed_after(self, tensor: torch.Tensor) -> bool:
+        """Whether PyTorch has changed the tensor's memory in place since the last launch that was given it."""
+        memory = tensor.untyped_storage().data_ptr()
+        for launch in reversed(self.launches):
+            for name, given in launch.tensors.items():
+                if given.untyped_storage().data_ptr() == memory:
+                    return _version(tensor) > launch.versions[name]
+        return False
 
     @property
     def bytes_read(self) -> int:
@@ -305,6 +318,11 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
+def _version(tensor: torch.Tensor) -> int:
+    """How often PyTorch has changed the tensor's memory in place; 0 for one of inference mode, which keeps no count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _span(tensor: torch.Tensor) -> int:
     """How many elements of memory lie from a tensor's first element to its last, both included."""
     if tensor.numel() == 0:
@@ -352,6 +370,7 @@ class _Recorder(Client):
         self.manager = ClientManager([self])
         self.interpreted: dict[JITFunction, InterpretedFunction] = {}
         self.in_machinery = False
+        self.launching = False
         self.program: Program = (0, 0, 0)
         self.extents: list[tuple[str, int, int]] = []
 
@@ -362,7 +381,7 @@ class _Recorder(Client):
     def launch(self, kernel: JITFunction | InterpretedFunction, args: tuple, grid: Any, kwargs: dict) -> None:
         if isinstance(kernel, JITFunction):
             kernel = self.interpreted.setdefault(kernel, InterpretedFunction(kernel.fn))
-        self.in_machinery = True
+        self.in_machinery = self.launching = True
         try:
             # The interpreter makes tensors of its own; a torch function mode around `record` is not to see those. NumPy
             # warns of what masked lanes compute.
@@ -379,7 +398,8 @@ class _Recorder(Client):
                     (name, tensor.data_ptr(), tensor.data_ptr() + _span(tensor) * tensor.element_size())
                     for name, tensor in tensors.items()
                 ]
-                self.trace.launches.append(Launch(kernel.fn.__name__, grid, tensors, kernel.fn))
+                versions = {name: _version(tensor) for name, tensor in tensors.items()}
+                self.trace.launches.append(Launch(kernel.fn.__name__, grid, tensors, kernel.fn, versions))
                 if 0 in grid:
                     return  # no programs, which a GPU takes as well and triton-viz does not
                 with self.manager.patch_run(kernel.fn, backend="triton"):
@@ -390,7 +410,7 @@ class _Recorder(Client):
                         )
         finally:
             _unpatch()
-            self.in_machinery = False
+            self.in_machinery = self.launching = False
 
     @contextmanager
     def lanes_without_a_value(self) -> Iterator[None]:
@@ -523,6 +543,8 @@ def _leave_loops_alone() -> None:
 
 #: Every way to a kernel ends in one of these, also one through a list, a module or an attribute.
 _RUN = {owner: owner.run for owner in (JITFunction, InterpretedFunction, Autotuner)}
+#: A kernel calls another function by this one, and so does who forgets the grid.
+_CALL = InterpretedFunction.__call__
 
 
 @contextmanager
@@ -532,6 +554,11 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
     def run(kernel, *args, grid, warmup, **kwargs):
         if not warmup:
             recorder.launch(kernel, args, grid, kwargs)
+
+    def call(function, *args, **kwargs):
+        if not recorder.launching:  # the interpreter would leave triton.language changed behind it
+            raise RuntimeError(f"{function.__name__} is called like a function, without a grid")
+        return _CALL(function, *args, **kwargs)
 
     def run_first_configuration(tuner, *args, **kwargs):
         config = tuner.configs[0]
@@ -550,11 +577,13 @@ def _intercepted(recorder: _Recorder) -> Iterator[None]:
         for module, _ in copies:
             module.INTERPRETER = True
         JITFunction.run = InterpretedFunction.run = run
+        InterpretedFunction.__call__ = call
         Autotuner.run = run_first_configuration
         yield
     finally:
         for owner, original in _RUN.items():
             owner.run = original
+        InterpretedFunction.__call__ = _CALL
         for name, value in before.items():
             setattr(runtime, name, value)
         for module, value in copies:

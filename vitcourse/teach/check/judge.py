@@ -146,8 +146,34 @@ def _describe(error: BaseException) -> str:
     return f"Your code raised {type(error).__name__}" + (f": {text}" if text else ".") + (f"\nThe line: `{line}`" if line else "")
 
 
+_NO_BLOCKS = "Functions of PyTorch and of Python take no blocks: compute with Triton's, such as tl.exp, tl.sigmoid or tl.maximum."
+# What Python says of the first things that somebody tries who knows PyTorch and no kernels: patterns that the message and the
+# line have to match, and the hint.
+_FIRST_TRIES = [
+    ("must be Tensor, not tensor|must be real number, not tensor|array of size 1", r"\b(torch|math|np)\.", _NO_BLOCKS),
+    ("Unsupported function referenced", "", _NO_BLOCKS),
+    ("array of size 1|not iterable", r"^\w+\[.*\]\s*=|=\s*\w+\[[^\]]*\]$",
+     "A pointer is not indexed: tl.load(x_ptr + offsets, mask=mask) reads a block, and tl.store writes one."),
+    ("not iterable", r"\w\[.*\]\(", "The grid is a tuple, also with one axis: kernel[(programs,)](...), with a comma."),
+    ("without a grid|outside of the scope of a kernel", "",
+     "A kernel is launched with its grid in front, in brackets: kernel[(programs,)](...)."),
+    ("'function' object is not subscriptable", "", "The kernel lacks @triton.jit above its def: with it, it takes a grid."),
+    (r"for \*\* or pow", "", "Blocks have no **: multiply, x * x."),
+    ("'(float|int)' object has no attribute 'to'", "", "A number has no .to() in the interpreter: compute with it as it is."),
+    ("", r"\blibdevice\.", "The interpreter has no libdevice: put the function together from tl.exp and the like."),
+    ("'triton.language' has no attribute", "", "Triton has no function of that name: put it together from tl.exp and the like."),
+    ("out of bounds for shape", "axis", "There is no such axis: a block of one dimension has axis 0, a tile has 0 and 1."),
+    ("incompatible dimensions", "",
+     "Blocks of two shapes meet: [:, None] makes a column of one, [None, :] a row, and a column with a row makes a tile."),
+]  # fmt: skip
+
+
 def _exception_hint(error: BaseException, device: str = "cpu") -> str:
     text = str(error)
+    line = _readers_line(error)
+    for said, written, hint in _FIRST_TRIES:
+        if re.search(said, text) and re.search(written, line):
+            return hint
     if isinstance(error, NameError):
         return "A name is used before it has a value: is it spelled as where it is defined, and was that cell run?"
     if "Boolean value of Tensor" in text:
@@ -168,7 +194,7 @@ def _exception_hint(error: BaseException, device: str = "cpu") -> str:
         return "A block holds at most 1,048,576 elements: keep BLOCK small, and let many programs take a block each."
     if "power of 2" in text or "power of two" in text:
         return "tl.arange takes a power of two: make BLOCK one, and mask what lies past the end."
-    if "constexpr" in text:
+    if re.search(r"constexpr(?!\[)", text):
         return "A size that tl.arange or a shape takes has to be known at compile time: declare it `BLOCK: tl.constexpr`."
     return "Read the message and the line, and call your function on such a case yourself, without the check."
 
@@ -187,7 +213,8 @@ def _answer_to(error: BaseException, first: bool, device: str = "cpu", hint: str
         if accesses and 2 * programs.count(programs[-1]) < len(programs):  # in an endless loop it is one that makes nearly all
             return Wrong(
                 f"Your function was stopped: {len(set(programs)):,} programs had loaded and stored {len(programs):,} times.",
-                "That is far more than this case needs. A program takes a block or a tile, tl.arange, and not one element.",
+                "That is far more than this case needs. A program takes a block or a tile, tl.arange, and not one element; nor a "
+                "block of a few elements, for which this check has no time.",
             )
         return Wrong(
             "Your function did not finish and was stopped.",
@@ -510,21 +537,31 @@ def _try(function: Callable, exercise: Exercise, case: Case, device: torch.devic
         _try_undefined_lanes(function, exercise, case, trace)
     if not guards.intact():
         raise Wrong("Memory next to one of the tensors was overwritten.", "Mask the store: `mask=offsets < size`.")
+    for attempt in attempts:
+        if trace is not None and not exercise.torch_may_compute and trace.changed_after(attempt.result):
+            raise Wrong(
+                f"The values are right, but PyTorch changed {attempt.name or 'the result'} after the last kernel.",
+                "Work in place is work, too: let the kernel do all of it before it stores.",
+            )
     for rule in exercise.rules:
         rule(attempts[0])
 
 
 def _try_undefined_lanes(function: Callable, exercise: Exercise, case: Case, trace: tracing.Trace) -> None:
-    """Raise Wrong for a result that was right because lanes held 0 that may hold anything: it is another where they hold NaN."""
-    guards = Guards(torch.device("cpu"))
-    arguments = [guards.place(value) if isinstance(value, torch.Tensor) else value for value in case.arguments.values()]
-    try:
-        with guards:
-            again = _tuple(tracing.record(function, *arguments, seconds=SECONDS, undefined=math.nan).result)
-        same = all(torch.equal(one.nan_to_num(7.25), other.nan_to_num(7.25)) for one, other in zip(_tuple(trace.result), again))
-    except Exception:  # what a NaN led it to is of no interest
-        same = False
-    if not same:
+    """Raise Wrong for a result that was right because lanes held 0 that may hold anything: it is another with NaN or 1000."""
+
+    def same(undefined: float) -> bool:
+        guards = Guards(torch.device("cpu"))
+        arguments = [guards.place(value) if isinstance(value, torch.Tensor) else value for value in case.arguments.values()]
+        try:
+            with guards:
+                again = _tuple(tracing.record(function, *arguments, seconds=SECONDS, undefined=undefined).result)
+            pairs = zip(_tuple(trace.result), again)
+            return all(torch.equal(one.nan_to_num(7.25), other.nan_to_num(7.25)) for one, other in pairs)
+        except Exception:  # what a NaN led it to is of no interest
+            return False
+
+    if not same(math.nan) or not same(1000.0):
         raise Wrong(
             f"The result is right only if lanes that a mask switches off hold 0.\nThe line: `{trace.undefined[0]}`",
             "On a GPU they may hold anything: give this load an other=, the value that leaves the result as it should be.",
@@ -714,6 +751,8 @@ def _tile_mask_hint(error: tracing.IllegalAccess, word: str, launch: tracing.Lau
         return f"{error.tensor} has {error.size} elements: compare the index that is added to it with that number."
     if len(compared) == 1:
         return f"The mask looks at one dimension, and tiles reach past the end of the other as well: it is {inside}."
+    if any(isinstance(node, ast.BoolOp) for node in ast.walk(mask)):
+        return "A mask has a value for each lane, and `and` asks for one: join the two conditions with &."
     if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) for node in ast.walk(mask)):
         return "A lane is inside if its row and its column are: join the two conditions with &, not with |."
     indices = "ijklm"[: tensor.ndim] if tensor is not None else ""
@@ -822,7 +861,11 @@ def _diagnose(attempt: Attempt, exercise: Exercise) -> Wrong:
         if attempt.result.numel() > 1:
             # Which of many is beyond the tolerance first is a matter of luck.
             message = f"Elements{attempt.of} are wrong by more than float32's own rounding."
-        return Wrong(message, "Only about three digits are right: something is computed or stored in float16 on the way.")
+        return Wrong(
+            message,
+            "Only about three digits are right: something is computed or stored in float16 on the way, cut off, or added to a "
+            "number that is much larger.",
+        )
     low = attempt.result.ndim > 1 and any(value.dtype in (torch.float16, torch.bfloat16) for value in given)
     if low and (error <= 0.5 * largest[0]).all():
         # The float32 cases were right.

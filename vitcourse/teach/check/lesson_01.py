@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .judge import Attempt, Case, Exercise, Verdict, Wrong, between, draw, index_text, judge, type_name
+from .lesson_02 import read_by_the_kernel
 
 
 def stored_once(attempt: Attempt) -> None:
@@ -182,7 +183,8 @@ def axpy(function: Callable) -> Verdict:
     def reference(alpha, x, y):
         return alpha * x + y
 
-    exercise = Exercise(reference, _vector_cases(build), _large_case(build), mistakes, _TRIED, [stored_once])
+    rules = [stored_once, *(read_by_the_kernel(name, f"Hand the kernel {name} as it is, and alpha.") for name in "xy")]
+    exercise = Exercise(reference, _vector_cases(build), _large_case(build), mistakes, _TRIED, rules)
     return judge(function, exercise)
 
 

@@ -253,7 +253,7 @@ def bias_gelu(function: Callable) -> Verdict:
         (_ROUNDED, lambda x, bias: gelu((x.float() + bias.float()).half().double())),  # a float64 sum would round once, not twice
         (_ROUNDED, lambda x, bias: gelu(x.half().double() + bias.half().double())),
     ]
-    shapes = [(1, 1), (3, 5), (5, 130), (130, 5), (65, 129), (1, 1000), (300, 1), (64, 64), (0, 5)]
+    shapes = [(1, 1), (3, 5), (5, 130), (130, 5), (65, 129), (1, 1000), (300, 1), (64, 64), (2, 1100), (0, 5)]
     together = "Add the bias and apply gelu in one launch: x + bias goes out to memory and back otherwise."
     exercise = Exercise(
         lambda x, bias: gelu(x + bias),

@@ -25,6 +25,7 @@ from .judge import (
     number,
     type_name,
 )
+from .lesson_02 import read_by_the_kernel
 
 # ---- Drawing matrices, and looking at attempts on them: lesson 05 does as well ----------------------------------------------
 
@@ -140,6 +141,10 @@ def foreign_loads(attempt: Attempt, *tensors: torch.Tensor) -> bool:
     return False
 
 
+def _reads(name: str) -> Callable[[Attempt], None]:
+    return read_by_the_kernel(name, f"PyTorch does a part of it first: hand the kernel {name} as it is.")
+
+
 def _stored(attempt: Attempt) -> bool:
     return attempt.trace is None or not attempt.unwritten.any()
 
@@ -151,6 +156,7 @@ _SHAPES = ((3, 5), (1, 1), (1, 2), (2, 8), (5, 197), (2, 1000), (37, 16))
 
 _LARGE = ", large values"
 _BELOW = ", all values near -10000"
+_DEEP = ", all values near -2e9"
 _INFINITE = ", -inf in places"
 
 
@@ -164,6 +170,8 @@ def _special(rows: int, columns: int, dtype: torch.dtype, note: str) -> torch.Te
     if note == _BELOW:
         # Values 8 apart: in float16, neighbours near 10000 are.
         return (-10_000 + 8 * torch.randint(0, 3, (rows, columns))).to(dtype)
+    if note == _DEEP:  # and 256 apart: what stands for -inf has to be below
+        return (-2_000_000_000 + 256 * torch.randint(0, 3, (rows, columns))).to(dtype)
     x = matrix(rows, columns, dtype)
     if note == _INFINITE:
         x[:, 0] = x[:, 3:5] = -math.inf
@@ -172,7 +180,7 @@ def _special(rows: int, columns: int, dtype: torch.dtype, note: str) -> torch.Te
 
 def _row_cases(dtypes: tuple[torch.dtype, ...]) -> list[Case]:
     found = [(*shape, torch.float32, "") for shape in _SHAPES]
-    found += [(3, 6, torch.float32, note) for note in (_LARGE, _BELOW, _INFINITE)]
+    found += [(3, 6, torch.float32, note) for note in (_LARGE, _BELOW, _DEEP, _INFINITE)]
     low = [dtype for dtype in dtypes if dtype != torch.float32]
     found += [(*shape, dtype, "") for dtype in low for shape in ((3, 5), (5, 197), (2, 1000))]
     found += [(3, 6, dtype, note) for dtype in low for note in (_LARGE, _BELOW, _INFINITE)]
@@ -300,7 +308,7 @@ def log_softmax(function: Callable) -> Verdict:
         _large_rows,
         mistakes,
         _TRIED,
-        [rows_stored_once],
+        [_reads("x"), rows_stored_once],
         clues=[row_gaps, _not_finite, _shifted],
         illegal=row_outside,
         gaps=row_gaps,
@@ -346,7 +354,7 @@ def softmax(function: Callable) -> Verdict:
         _large_rows,
         _softmax_mistakes(),
         _TRIED,
-        [rows_stored_once],
+        [_reads("x"), rows_stored_once],
         clues=[row_gaps, _not_finite, _in_proportion],
         illegal=row_outside,
         gaps=row_gaps,
@@ -438,10 +446,10 @@ def merge(function: Callable) -> Verdict:
 
 
 def _at_most_block_lanes(attempt: Attempt) -> None:
-    """No load or store has more than `block` lanes."""
+    """No load or store has more than `block` lanes in one row."""
     block = attempt.arguments["block"]
     for access in attempt.trace.accesses if attempt.trace else ():
-        lanes = access.elements.size + access.masked
+        lanes = np.bincount(access.elements // attempt.result.shape[1]).max(initial=0)
         if lanes > block:
             raise Wrong(
                 f"The values are right, but a {access.kind} has {lanes} lanes, and block is {block}.\n"
@@ -497,7 +505,7 @@ def wide_softmax(function: Callable) -> Verdict:
         found += [(2, 8, 4, single, note) for note in (", rising values", ", falling values")]
         found += [(3, 10, 4, single, ", rising values"), (2, 197, 16, single, ""), (2, 1000, 64, single, "")]
         found += [(1, 5000, 1024, single, ""), (9, 32, 32, single, "")]
-        found += [(3, 10, 4, single, note) for note in (_LARGE, _BELOW, _INFINITE, ", -inf in the first blocks")]
+        found += [(3, 10, 4, single, note) for note in (_LARGE, _BELOW, _DEEP, _INFINITE, ", -inf in the first blocks")]
         found += [(*shape, dtype, "") for dtype in low for shape in ((3, 5, 8), (2, 1000, 64))]
         found += [(3, 10, 4, dtype, _LARGE) for dtype in low]
         return [build(*one) for one in found]
@@ -676,7 +684,7 @@ def softmax_backward(function: Callable) -> Verdict:
         mistakes,
         "1, 2, 5, 8, 16, 197 and 1000 columns in 1 to 37 rows, float32 and float16, against float64 autograd; no access outside "
         "of a tensor, every element stored once, inputs unchanged",
-        [rows_stored_once],
+        [_reads("grad"), _reads("y"), rows_stored_once],
         clues=[row_gaps, masked_lanes],
         illegal=row_outside,
         gaps=row_gaps,

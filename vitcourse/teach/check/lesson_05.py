@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from .judge import Attempt, Case, Exercise, Verdict, Wrong, draw, judge, type_name
-from .lesson_04 import by_tile, bytes_loaded, row_gaps, row_outside, rows_stored_once, shape_name
+from .lesson_04 import _reads, by_tile, bytes_loaded, row_gaps, row_outside, rows_stored_once, shape_name
 
 # ---- Rows to try ------------------------------------------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ def rms_norm(function: Callable) -> Verdict:
         _large_case(build),
         _ordinary(mistakes),
         _TRIED.format(""),
-        [rows_stored_once],
+        [_reads("x"), _reads("weight"), rows_stored_once],
         clues=[row_gaps, _overflowing, _masked_lanes],
         illegal=row_outside,
         gaps=row_gaps,
@@ -330,7 +330,7 @@ def layer_norm(function: Callable) -> Verdict:
         _large_case(build),
         _ordinary(_layer_norm_mistakes()),
         _TRIED.format(", means far from zero"),
-        [rows_stored_once],
+        [*map(_reads, ("x", "weight", "bias")), rows_stored_once],
         clues=[row_gaps, _overflowing, _cancelling, _masked_lanes],
         illegal=row_outside,
         gaps=row_gaps,
@@ -408,13 +408,13 @@ def add_layer_norm(function: Callable) -> Verdict:
 
     exercise = Exercise(
         reference,
-        _cases(build, far=False),
+        _cases(build, far=True),
         _large_case(build),
         _ordinary(mistakes),
-        _TRIED.format("") + "; one launch, x and residual read once, two tensors written once",
+        _TRIED.format(", means far from zero") + "; one launch, x and residual read once, two tensors written once",
         [_one_launch_reads_once, rows_stored_once],
         results=("normalized", "total"),
-        clues=[row_gaps, _overflowing, _masked_lanes],
+        clues=[row_gaps, _overflowing, _cancelling, _masked_lanes],
         illegal=row_outside,
         gaps=row_gaps,
     )

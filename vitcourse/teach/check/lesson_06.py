@@ -632,6 +632,7 @@ def persistent_matmul(function: Callable) -> Verdict:
         found += [_case(1, 70, 40, single, programs=2), _case(70, 40, 1, single, programs=2)]
         found += [_case(36, 40, 70, single, "contiguous", "transposed", programs=4)]
         found += [_case(70, 40, 36, single, "transposed", "with padded rows", programs=2)]
+        found += [_case(260, 16, 260, single, programs=2)]  # nine tiles, if they are of 128
         found += [_case(20, 40, 36, single, scale=2.0**20, note=LARGE, programs=1)]
         found += [_case(20, 40, 36, single, scale=2.0**-30, note=TINY, programs=1)]
         found += [_case(40, 70, 100, dtype, programs=3) for dtype in low]
@@ -642,7 +643,7 @@ def persistent_matmul(function: Callable) -> Verdict:
         cases,
         lambda: _case(515, 770, 1030, torch.float16, "contiguous", "transposed", programs=132),
         product_mistakes(),
-        "1 to 8 tiles by 1 to 4 programs, more programs than tiles among them, one row, one column, K of 2752, transposed and "
+        "1 tile and many by 1 to 4 programs, more programs than tiles among them, one row, one column, K of 2752, transposed and "
         "padded matrices, float32 and float16, large and tiny values; one launch, which reads a and b where they lie, no access "
         "outside of a tensor, every element stored once, inputs unchanged",
         [

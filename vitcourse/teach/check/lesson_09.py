@@ -412,7 +412,7 @@ def attention(function: Callable) -> Verdict:
         single = torch.float32
         found = [build(sizes, single, dtypes) for sizes in ((2, 3, 5, 16), (1, 1, 1, 16))]
         found += [build((1, 3, 100, 16), single, dtypes, note) for note in (_RISING, _FALLING)]
-        sizes = [(1, 32, 32, 16), (2, 40, 70, 64), (1, 64, 64, 16), (1, 7, 197, 16)]
+        sizes = [(1, 32, 32, 16), (2, 40, 70, 64), (1, 64, 64, 16), (1, 7, 197, 16), (1, 150, 5, 16), (1, 3, 300, 16)]
         found += [build(size, single, dtypes) for size in sizes]
         found += [build((1, 3, 40, 16), single, dtypes, note) for note in (_LARGE, _BELOW)]
         low = [dtype for dtype in dtypes if dtype != single]
@@ -423,7 +423,7 @@ def attention(function: Callable) -> Verdict:
         cases,
         lambda: build((12, 197, 197, 64), torch.float32, (torch.float32, torch.bfloat16)),
         _attention_mistakes(),
-        "1 and 2 heads of 16 and 64, 1 to 64 queries, 1 to 197 keys, rising and falling scores, large scores, scores far below "
+        "1 and 2 heads of 16 and 64, 1 to 150 queries, 1 to 300 keys, rising and falling scores, large scores, scores far below "
         "zero, float32 and float16; one launch that reads q, k and v only, 128 keys at once at most, no access outside of a "
         "tensor, every element stored once, inputs unchanged",
         _rules("q", "k", "v"),

@@ -143,6 +143,11 @@ def _stored_once(attempt: Attempt) -> None:
     if attempt.trace is None:
         return
     twice = attempt.trace.owners(attempt.result).twice
+    if any(access.kind == "atomic" for access in attempt.trace.accesses):
+        raise Wrong(
+            "The values are right, but they were added with atomics.",
+            "No two programs have the same element here, so nothing has to be added in memory: tl.store does.",
+        )
     if twice.any():
         raise Wrong(
             f"The values are right, but {index_text(twice)} is stored more than once.",

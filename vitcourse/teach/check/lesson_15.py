@@ -425,6 +425,7 @@ def first_divergence(function: Callable) -> Verdict:
         ([("a", 1.5, 1.0)], 1.0),
         ([("a", 2.5, 1.0)], 1.0),
         ([("a", 3.5, 1.0)], 1.0),
+        ([("a", 3.5, 1.0)], 3.0),
         ([("a", 1.5, 1.0)], 4.0),
         ([("a", 5.0, 1.0)], 3.0),
         ([("a", 2.0, 1.0)], 1.0),
@@ -814,7 +815,8 @@ def _compare_outputs(result: Any, case: _Model, truths: _Truths, replaced: bool)
 
 def _near(value: torch.Tensor, other: torch.Tensor) -> bool:
     value, other = value.detach().cpu(), other.detach().cpu()
-    return value.shape == other.shape and torch.allclose(value.double(), other.double(), rtol=1e-5, atol=1e-6)
+    same = value.shape == other.shape and value.dtype == other.dtype
+    return same and torch.allclose(value.double(), other.double(), rtol=1e-5, atol=1e-6)
 
 
 # ---- Planted faults ---------------------------------------------------------------------------------------------------------
