@@ -276,6 +276,10 @@ def then_bias(partial, x, bias):
     return (partial.sum(0) + bias).to(x.dtype)
 
 
+def bias_after_rounding(partial, x, bias):
+    return partial.sum(0).to(x.dtype) + bias
+
+
 def not_split(x, weight, bias, splits):
     (M, K), N = x.shape, weight.shape[0]
     partial = torch.empty((1, M, N), device=x.device)
@@ -450,6 +454,7 @@ WRONG = {
         (split(bias_in="every share"), r"(?s)x \(3, 128\), weight \(4, 128\), 2 splits, in float32.*too much of bias"),
         (split(second=then_bias), r"x \(3, 5\), weight \(4, 5\), 1 split, in float32.*once more after the sum"),
         (split(bias_in=""), "bias was left out"),
+        (split(bias_in="", second=bias_after_rounding), "(?s)in float16.*nearly cancel.*rounded to the input's type"),
         (split("all of K"), "(?s)2 splits.*Every share sums all of K"),
         (split("all of K", "every share"), "(?s)2 splits.*Every share sums all of K, and adds bias"),
         (split("rounded down"), "(?s)3 splits.*end of K is in no share"),

@@ -67,6 +67,8 @@ def product(
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     if MISTAKE == "float16":
         accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float16)
+    if MISTAKE == "sum in a's type":
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), a_ptr.dtype.element_ty)
     last = K
     if MISTAKE == "one step":
         last = tl.minimum(K, BLOCK_K)
@@ -89,6 +91,8 @@ def product(
             b = tl.load(b_ptrs, mask=b_mask, other=0.0)
         if MISTAKE == "float16":
             accumulator += tl.dot(a, b).to(tl.float16)
+        elif MISTAKE == "sum in a's type":
+            accumulator += tl.dot(a, b).to(a_ptr.dtype.element_ty)
         elif MISTAKE == "last step":
             accumulator = tl.dot(a, b)
         else:
@@ -309,6 +313,7 @@ WRONG = {
     "bmm": [
         (products("no mask"), "(?s)loads outside.*no mask.*k < K - start"),
         (products("no mask along K"), "(?s)loads outside.*k < K - start"),
+        (products("sum in a's type"), r"(?s)\(2, 2752\).*in float16.*too few digits"),
         (products("k < K"), "(?s)loads outside.*k counts from 0 in every step"),
         (products("no mask on store"), "(?s)stores outside of c_ptr.*store has no mask"),
         (products("float16"), "three digits"),

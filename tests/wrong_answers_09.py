@@ -120,8 +120,6 @@ def attention_blocks(
         new = tl.maximum(maximum, tl.max(scores, axis=1))
         if MISTAKE == "unshifted":
             new = tl.zeros((BLOCK_M,), tl.float32)
-        if MISTAKE == "one maximum":
-            new = tl.max(scores) + tl.zeros((BLOCK_M,), tl.float32)
         if MISTAKE == "subtracts the old maximum":
             p = tl.exp(scores - maximum[:, None])
         elif MISTAKE == "exp2":
@@ -242,6 +240,35 @@ def attend(mistake="", scale=root, block_m=32, block_n=lambda keys: 32, grid=til
         return o
 
     return function
+
+
+@triton.jit
+def one_maximum_a_block(q_ptr, k_ptr, v_ptr, o_ptr, queries, keys, D: tl.constexpr, BLOCK: tl.constexpr):
+    m, d, head = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, D), tl.program_id(1)
+    q_rows = (head * queries + m)[:, None] * D + d[None, :]
+    q = tl.load(q_ptr + q_rows, mask=(m < queries)[:, None], other=0.0)
+    top = tl.full((BLOCK,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    accumulator = tl.zeros((BLOCK, D), tl.float32)
+    for start in range(0, keys, BLOCK):
+        n = start + tl.arange(0, BLOCK)
+        rows = (head * keys + n)[:, None] * D + d[None, :]
+        k = tl.load(k_ptr + rows, mask=(n < keys)[:, None], other=0.0)
+        v = tl.load(v_ptr + rows, mask=(n < keys)[:, None], other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") / tl.sqrt(D * 1.0)
+        scores = tl.where((n < keys)[None, :], scores, -float("inf"))
+        new = tl.maximum(top, tl.max(scores))
+        p = tl.exp(scores - new[:, None])
+        total = total * tl.exp(top - new) + tl.sum(p, axis=1)
+        accumulator = accumulator * tl.exp(top - new)[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        top = new
+    tl.store(o_ptr + q_rows, accumulator / total[:, None], mask=(m < queries)[:, None])
+
+
+def attend_with_one_maximum(q, k, v):
+    (heads, queries, d), o = q.shape, torch.empty_like(q)
+    one_maximum_a_block[(triton.cdiv(queries, 32), heads)](q, k, v, o, queries, k.shape[1], D=d, BLOCK=32)
+    return o
 
 
 def by_blocks_of_keys(q, k, v):
@@ -485,7 +512,7 @@ WRONG = {
         (attend("not divided"), "not divided by the total"),
         (attend("unshifted"), "(?s)large scores.*more than 89"),
         (attend("subtracts the old maximum"), "NaN or infinity"),
-        (attend("one maximum"), "(?s)large scores.*largest score so far"),
+        (attend_with_one_maximum, "(?s)large scores.*a maximum and a sum of its own: axis=1"),
         (attend("exp2"), "exp2 is not exp"),
         (attend("total in float16"), "three digits"),
         (attend("scores in float16"), "three digits"),

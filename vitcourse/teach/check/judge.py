@@ -733,6 +733,9 @@ def _mask_of(kernel: Callable, line: str) -> ast.expr | None:
     return filled(mask) if mask is not None else None
 
 
+WITH_AND = "A mask has a value for each lane, and `and` asks for one: join the two conditions with &."
+
+
 def _tile_mask_hint(error: tracing.IllegalAccess, word: str, launch: tracing.Launch) -> str:
     """For a kernel that works on tiles and leaves a tensor: which half of the mask is missing or wrong."""
     tensor = launch.tensors.get(error.tensor)
@@ -752,7 +755,7 @@ def _tile_mask_hint(error: tracing.IllegalAccess, word: str, launch: tracing.Lau
     if len(compared) == 1:
         return f"The mask looks at one dimension, and tiles reach past the end of the other as well: it is {inside}."
     if any(isinstance(node, ast.BoolOp) for node in ast.walk(mask)):
-        return "A mask has a value for each lane, and `and` asks for one: join the two conditions with &."
+        return WITH_AND
     if any(isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr) for node in ast.walk(mask)):
         return "A lane is inside if its row and its column are: join the two conditions with &, not with |."
     indices = "ijklm"[: tensor.ndim] if tensor is not None else ""

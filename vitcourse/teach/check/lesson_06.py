@@ -9,6 +9,7 @@ sums. The reference adds up in float32 as well, whatever the type, as every kern
 import ast
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,7 @@ import torch
 from .. import trace as tracing
 from .judge import (
     GUARD,
+    WITH_AND,
     Attempt,
     Case,
     Exercise,
@@ -348,6 +350,11 @@ def _names(node: ast.AST) -> set[str]:
     return {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
+def left_of_K(kernel: Callable) -> str:
+    """What k is compared with in the loop along K: all of K where k is counted from the loop's start, else what is left."""
+    return "K" if re.search(r"\bk\w*\s*=[^=\n]*\bstart\b", inspect.getsource(kernel)) else "K - start"
+
+
 def product_outside(first: str, second: str, places: dict[str, str]) -> Callable[[tracing.IllegalAccess], str]:
     """The hint for a kernel that leaves its operands along K, or its output; they are named so, and `places` are addresses."""
 
@@ -373,10 +380,13 @@ def product_outside(first: str, second: str, places: dict[str, str]) -> Callable
             return ""
         row = "m[:, None] < M" if name == first else "n[None, :] < N"
         step = "k[None, :]" if name == first else "k[:, None]"
+        left = left_of_K(error.trace.launches[-1].function)
         if mask is None:
             if "mask" in error.source:
                 return ""
-            return f"This load has no mask, and tiles reach past the end of {name} both ways: ({row}) & ({step} < K - start)."
+            return f"This load has no mask, and tiles reach past the end of {name} both ways: ({row}) & ({step} < {left})."
+        if any(isinstance(node, ast.BoolOp) for node in ast.walk(mask)):
+            return WITH_AND
         compared = [node for node in ast.walk(mask) if isinstance(node, ast.Compare)]
         if any(isinstance(operator, (ast.LtE, ast.GtE)) for node in compared for operator in node.ops):
             return "The mask lets the index just past the end through: it is <, not <=."
@@ -384,7 +394,7 @@ def product_outside(first: str, second: str, places: dict[str, str]) -> Callable
         if not along:
             return (
                 f"The mask says nothing of K: the last step along K reaches past the end of {name}, unless K is a multiple of "
-                f"BLOCK_K. Add {step} < K - start."
+                f"BLOCK_K. Add {step} < {left}."
             )
         if all(_names(node) <= {"tl", "K", "BLOCK_K"} for node in along) and any(_touched(a, tensor) for a in before):
             return (
@@ -396,7 +406,7 @@ def product_outside(first: str, second: str, places: dict[str, str]) -> Callable
         if counter := _counts_steps(error.trace.launches[-1].function, along):
             return f"The loop counts steps, and the mask elements: what is left is K - {counter} * BLOCK_K."
         return (
-            f"The mask names both directions. Does it compare as {row} and {step} < K - start, each along its own axis, with "
+            f"The mask names both directions. Does it compare as {row} and {step} < {left}, each along its own axis, with "
             f"what is left of K in elements? Then it is the address: {places[name]}, and steps go on from there."
         )
 

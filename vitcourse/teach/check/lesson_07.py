@@ -63,6 +63,16 @@ _PLACES = {
 }
 
 
+def _rounded(attempt: Attempt) -> str:
+    """For a wrong result of operands whose product and bias nearly cancel."""
+    if _CANCELLING not in attempt.case.label:
+        return ""
+    return (
+        "Product and bias nearly cancel here, and only the digits of float32 hold what is left: the product was rounded to "
+        "the input's type before bias was added. Add bias to the sum in float32; the store rounds."
+    )
+
+
 def _copied(name: str) -> str:
     return f"Part of the work is done outside of the kernel: it loads x, weight and bias itself. Hand it {name} as it is."
 
@@ -132,14 +142,6 @@ def linear(function: Callable) -> Verdict:
         ("The result is relu(bias) everywhere: the accumulator was left out.", lambda x, w, b: 0 * (x @ w.T) + relu(b)),
     ]  # fmt: skip
 
-    def rounded(attempt):
-        if _CANCELLING not in attempt.case.label:
-            return ""
-        return (
-            "Product and bias nearly cancel here, and only the digits of float32 hold what is left: the product was rounded to "
-            "the input's type before bias was added. Add bias to the accumulator, as bias.to(tl.float32); the store rounds."
-        )
-
     exercise = Exercise(
         lambda x, weight, bias: relu(wide(x) @ wide(weight).T + wide(bias)).to(x.dtype),
         cases,
@@ -154,7 +156,7 @@ def linear(function: Callable) -> Verdict:
             *(read_by_the_kernel(name, _copied(name)) for name in ("x", "weight", "bias")),
             product_stored_once,
         ],
-        clues=[rounded],
+        clues=[_rounded],
         illegal=_outside,
         gaps=tile_gaps,
     )
@@ -197,16 +199,17 @@ def split_linear(function: Callable) -> Verdict:
     over the splits, which PyTorch may do. Where bias is added is left to the reader. No atomics.
     """
 
-    def build(M, K, N, splits, dtype):
-        arguments = _operands(M, K, N, dtype)
-        return Case(_label(M, K, N, dtype, f", {splits} split{'s' * (splits != 1)},"), {**arguments, "splits": splits},
-                    _slack(arguments))  # fmt: skip
+    def build(M, K, N, splits, dtype, note=""):
+        arguments = _operands(M, K, N, dtype, note=note)
+        label = _label(M, K, N, dtype, f", {splits} split{'s' * (splits != 1)}{note},")
+        return Case(label, {**arguments, "splits": splits}, _slack(arguments))
 
     def cases(dtypes):
         single, low = torch.float32, [dtype for dtype in dtypes if dtype != torch.float32]
         # In the second two shares have two steps of 32 each; in the third nothing divides anything.
         shapes = [(3, 5, 4, 1), (3, 128, 4, 2), (40, 200, 50, 3), (3, 5, 4, 3), (1, 1, 1, 2), (32, 64, 64, 4), (33, 70, 1, 2)]
-        return [build(*shape, single) for shape in shapes] + [build(*shape, dtype) for dtype in low for shape in shapes[:3]]
+        found = [build(*shape, single) for shape in shapes] + [build(*shape, dtype) for dtype in low for shape in shapes[:3]]
+        return found + [build(20, 64, 36, 2, dtype, _CANCELLING) for dtype in low]
 
     def shares(K, splits, share):
         return [(i * share, min((i + 1) * share, K)) for i in range(splits) if i * share < K]
@@ -292,7 +295,7 @@ def split_linear(function: Callable) -> Verdict:
         "1 to 4 splits of K from 1 to 200, more splits than steps among them, one row, one column, float32 and float16; partial "
         "sums in float32, no atomics, no access outside of a tensor, inputs unchanged",
         [_partial_sums],
-        clues=[empty_shares],
+        clues=[empty_shares, _rounded],
         illegal=_outside,
         torch_may_finish=True,
     )

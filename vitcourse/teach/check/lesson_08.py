@@ -15,6 +15,7 @@ import torch
 from .. import trace as tracing
 from .judge import Attempt, Case, Exercise, Verdict, Wrong, _mask_of, draw, judge, judge_plain, number, type_name
 from .lesson_02 import one_launch, read_by_the_kernel, tiles_stored_once
+from .lesson_06 import LONG, THIRD, left_of_K, long_sum
 
 # The blocks that a matrix product is likely to take its sums in.
 _STEPS = (16, 32, 64, 128)
@@ -280,16 +281,17 @@ def _product_outside(error: tracing.IllegalAccess) -> str:
         if "mask" in error.source:
             return ""
         return "This store has no mask, and the last tiles reach past M and N: mask=(m < M)[:, None] & (n < N)[None, :]."
+    left = left_of_K(error.trace.launches[-1].function)
     masks = (
-        "A tile of a has the mask (m < M)[:, None] & (k < K - start)[None, :], one of b (k < K - start)[:, None] & "
-        "(n < N)[None, :]"
+        f"A tile of a has the mask (m < M)[:, None] & (k < {left})[None, :], one of b (k < {left})[:, None] & (n < N)[None, :]"
     )
     if "mask" not in error.source:
         return f"This load has no mask. {masks}, with other=0.0."
     mask = _mask_of(error.trace.launches[-1].function, error.source)
     if mask is not None and " - " in ast.unparse(mask):
         return ""  # what is left of K: the judge looks at the rest of the mask, and at the strides
-    return f"{masks}: k counts from 0 in every step, so it is compared with what is left of K. Do the strides fit, too?"
+    why = ": k counts from 0 in every step, so it is compared with what is left of K" if left != "K" else ""
+    return f"{masks}{why}. If yours are so, the address is wrong: batch, row and column have strides of their own."
 
 
 def entry_gaps(overwritten: str, unowned: str) -> Callable[[Attempt], str]:
@@ -334,6 +336,9 @@ def bmm(function: Callable) -> Verdict:
         layout = f", {f'both {a}' if a == b else f'a {a}, b {b}'}," if (a, b) != ("contiguous", "contiguous") else ""
         label = f"{batch} x ({M}, {K}) times {batch} x ({K}, {N}){layout} in {type_name(dtype)}{note}"
         arguments = {"a": _LAYOUTS[a](batch, M, K, new), "b": _LAYOUTS[b](batch, K, N, new)}
+        if K == LONG:
+            arguments["a"].fill_(1.0)
+            arguments["b"].fill_(THIRD)
         # What sums of K products of at most 4 lose, in any order; and an accumulator that a tensor core cuts off.
         return Case(label, arguments, 1e-6 * K * scale**2)
 
@@ -349,6 +354,7 @@ def bmm(function: Callable) -> Verdict:
             if dtype != single:
                 found += [build(sizes, dtype) for sizes in (shapes[0], shapes[2], shapes[3])]
                 found.append(build((2, 6, 40, 5), dtype, a="heads of tokens", b="transposed"))
+                found.append(build((1, 2, LONG, 3), dtype))
             large, tiny = (2.0**40, 2.0**-40) if dtype != torch.float16 else (2.0**4, 2.0**-4)
             found += [build(shapes[2], dtype, large, note=", large values"), build(shapes[2], dtype, tiny, note=", tiny values")]
         return found
@@ -364,9 +370,9 @@ def bmm(function: Callable) -> Verdict:
         cases,
         lambda: build((24, 197, 64, 197), torch.float32, a="heads of tokens", b="transposed"),
         _product_mistakes(),
-        "1 to 3 products of 1 to 70 rows, columns and terms; contiguous, transposed, heads of tokens, every second column, and "
-        "expanded; float32 and float16, large and tiny values; one launch, a and b read where they lie, no access outside of a "
-        "tensor, every element stored once, inputs unchanged",
+        "1 to 3 products of 1 to 70 rows and columns and 1 to 2752 terms; contiguous, transposed, heads of tokens, every second "
+        "column, and expanded; float32 and float16, large and tiny values; one launch, a and b read where they lie, no access "
+        "outside of a tensor, every element stored once, inputs unchanged",
         [
             one_launch("One launch does it: a grid of (batch, tiles of M, tiles of N)."),
             read_by_the_kernel("a", copied("a")),
@@ -374,7 +380,7 @@ def bmm(function: Callable) -> Verdict:
             contiguous,
             tiles_stored_once,
         ],
-        clues=[_product_gaps, _address_clue],
+        clues=[_product_gaps, _address_clue, long_sum],
         illegal=_product_outside,
         gaps=_product_gaps,
     )

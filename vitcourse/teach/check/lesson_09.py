@@ -4,8 +4,11 @@ As in lesson 08, inputs in float32 have no more digits than tf32 holds, and on a
 for tf32. Scores far from zero are such that an error in all of a query's scores alike changes nothing.
 """
 
+import ast
 import functools
+import inspect
 import math
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -375,6 +378,23 @@ def _attention_mistakes() -> list[tuple[str, Callable]]:
     ]  # fmt: skip
 
 
+def _axis_clue(attempt: Attempt) -> str:
+    """For a kernel whose reductions are not all along the rows of a tile of scores."""
+    if attempt.trace is None:
+        return ""
+    axes = set()
+    for launch in attempt.trace.launches:
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(launch.function)))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tl.max", "tl.sum"):
+                axis = next(
+                    (one.value for one in node.keywords if one.arg == "axis"), node.args[1] if len(node.args) > 1 else None
+                )
+                axes.add(None if axis is None else ast.unparse(axis))
+    if None not in axes and not {"0", "1"} <= axes:
+        return ""
+    return "A query is a row of the tile of scores, and has a maximum and a sum of its own: axis=1 in tl.max and in tl.sum."
+
+
 def _attention_clue(attempt: Attempt) -> str:
     if not _not_finite(attempt):
         return ""
@@ -427,7 +447,7 @@ def attention(function: Callable) -> Verdict:
         "zero, float32 and float16; one launch that reads q, k and v only, 128 keys at once at most, no access outside of a "
         "tensor, every element stored once, inputs unchanged",
         _rules("q", "k", "v"),
-        clues=[_gaps, _attention_clue],
+        clues=[_gaps, _axis_clue, _attention_clue],
         illegal=_outside("queries", "keys"),
         gaps=_gaps,
     )
