@@ -33,6 +33,13 @@ def merge(factors=factors, total=None, values=None, top=torch.maximum):
     return function
 
 
+def merge_in_place(m1, l1, o1, m2, l2, o2):
+    m = torch.maximum(m1, m2)
+    f1, f2 = factors(m1, m2, m)
+    l1 *= f1
+    return m, l1 + l2 * f2, o1 * f1[:, None] + o2 * f2[:, None]
+
+
 def merge_stacked(m1, l1, o1, m2, l2, o2):
     m = torch.stack([m1, m2])
     top = m.max(0).values
@@ -465,6 +472,7 @@ def gradient_scaled_after(q, k, v, grad, logsumexp, delta):
 WRONG = {
     "merge_attention": [
         (merge(plain_factors), "Two parts without keys"),
+        (merge_in_place, "changed its inputs"),
         (merge(lambda m1, m2, m: (torch.ones_like(m), torch.ones_like(m))), "scale the sums and the values of each"),
         (merge(values=lambda o1, o2, f1, f2, whole: o1 + o2), "o is not scaled"),
         (merge(total=lambda l1, l2, f1, f2: l1 + l2), "l is not scaled"),

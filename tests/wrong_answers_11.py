@@ -42,6 +42,8 @@ def dropout_kernel(x_ptr, output_ptr, size, columns, p, seed, MISTAKE: tl.conste
     if MISTAKE == "integers":
         numbers = tl.randint(seed, offsets).to(tl.float32)
     kept = numbers >= p
+    if MISTAKE == "above p":
+        kept = numbers > p
     if MISTAKE == "keeps below p" or MISTAKE == "keeps below p, no scale":
         kept = numbers < p
     scaled = x / (1 - p)
@@ -365,6 +367,7 @@ WRONG = {
     "dropout": [
         (drop("by lane"), "(?s)size 2500, p 0.125, seed 7 in float32.*Every block drops the same places"),
         (drop("by lane", block=256), "(?s)size 1000, .*Every block drops the same places"),
+        (drop("above p"), "(?s)size 9, p 0.78.*whose number is p itself"),
         (drop("by program"), "(?s)size 9, p 0.25, seed 7 .*One number decides for"),
         (drop("by program", block=64), "One number decides for"),
         (drop("seed of the program"), "(?s)size 2500, .*Each block has a seed of its own"),

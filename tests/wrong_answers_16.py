@@ -194,15 +194,15 @@ def looped(warm=0, wait="end", flush=False, per_call=True):
 # ---- graphed ----------------------------------------------------------------------------------------------------------------
 
 
-def graphed(model, example):
+def graphed(model, example, error=ValueError, fits=lambda x, static: x.shape == static.shape):
     static = example.clone()
     recording = simulated.Recording()
     with recording:
         output = model(static)
 
     def call(x):
-        if x.shape != static.shape:
-            raise ValueError(f"recorded for {tuple(static.shape)}, got {tuple(x.shape)}")
+        if not fits(x, static):
+            raise error(f"recorded for {tuple(static.shape)}, got {tuple(x.shape)}")
         static.copy_(x)
         recording.replay()
         return output.clone()
@@ -211,35 +211,11 @@ def graphed(model, example):
 
 
 def graphed_that_raises_a_type_error(model, example):
-    static = example.clone()
-    recording = simulated.Recording()
-    with recording:
-        output = model(static)
-
-    def call(x):
-        if x.shape != static.shape:
-            raise TypeError(f"recorded for {tuple(static.shape)}, got {tuple(x.shape)}")
-        static.copy_(x)
-        recording.replay()
-        return output.clone()
-
-    return call
+    return graphed(model, example, error=TypeError)
 
 
 def of_another_width(model, example):
-    static = example.clone()
-    recording = simulated.Recording()
-    with recording:
-        output = model(static)
-
-    def call(x):
-        if len(x) != len(static):
-            raise ValueError("another batch")
-        static.copy_(x)
-        recording.replay()
-        return output.clone()
-
-    return call
+    return graphed(model, example, fits=lambda x, static: len(x) == len(static))
 
 
 class Graphed:

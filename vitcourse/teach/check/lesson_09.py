@@ -142,8 +142,16 @@ def merge_attention(function: Callable) -> Verdict:
         ("The second part was left out of o.", merged(right, values=lambda o1, o2, f1, f2, *rest: o1 * f1)),
         ("The second part was left out of l.", merged(right, total=lambda l1, l2, f1, f2: l1 * f1)),
     ]  # fmt: skip
+
+    def on_tensors(*case):
+        given = tensors(case)
+        result = function(*given)
+        if not all(map(torch.equal, given, tensors(case))):
+            raise Wrong("Your function changed its inputs.", "The parts are the caller's: write l = l1 * f1, not l1 *= f1.")
+        return result
+
     return judge_plain(
-        functools.wraps(function)(lambda *case: function(*tensors(case))) if callable(function) else function,
+        functools.wraps(function)(on_tensors) if callable(function) else function,
         "merge_attention",
         cases,
         reference,

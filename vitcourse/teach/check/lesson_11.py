@@ -66,6 +66,7 @@ def dropout(function: Callable) -> Verdict:
             ((2500,), 0.125, 7),
             ((37, 129), 0.5, 1),
         ]
+        found += [((9,), float(_uniform(7, 9)[3]), 7)]  # a number that is p itself: at least p
         found += [((1000,), 0.0, 5), ((3, 5, 7), 0.75, (1 << 31) - 1), ((3000,), 0.5, (1 << 40) + 3)]
         built = [build(*one, torch.float32) for one in found]
         low = [dtype for dtype in dtypes if dtype != torch.float32]
@@ -95,6 +96,8 @@ def dropout(function: Callable) -> Verdict:
     blocks = [1 << exponent for exponent in range(4, 14)]
     lane = "Every block drops the same places: which numbers does the second block draw? Element e of x takes tl.rand(seed, e)."
     mistakes = [
+        ("An element whose number is p itself is kept as well: tl.rand(...) >= p, not >.",
+         lambda x, p, seed: torch.where(_numbers(x, seed) > p, x / (1 - p), 0.0)),
         ("Those are the elements to drop: an element is kept where its number is at least p, tl.rand(...) >= p.",
          lambda x, p, seed: torch.where(_numbers(x, seed) < p, x / (1 - p), 0.0)),
         ("Those are the elements to drop, and they are not scaled: keep where tl.rand(...) >= p, and divide by 1 - p.",
